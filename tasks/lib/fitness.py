@@ -1,0 +1,190 @@
+"""What a host lacks for a release: pure rules over what `remote/look.py` saw. Everything at once, each with its mend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.lib.compose import MARKER
+from tasks.lib.release import Lock, blobs, missing, model_blobs
+from tasks.lib.settings import Settings
+
+Seen = Mapping[str, Any]
+MARGIN = 64 << 20  # bytes left over on a filesystem: logs and the store's own records must still fit
+CLOCK = 300  # seconds of skew at which TLS and logs begin to lie
+
+
+def size(count: float) -> str:
+    """Bytes for people: decimal units, as disks are sold and networks are billed."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def lacking(seen: Seen, lock: Lock) -> dict[str, int]:
+    """The blobs that must come: lock − store."""
+    return missing(blobs(lock), seen["store"]["blobs"] or {})
+
+
+def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, now: float) -> list[str]:
+    """Everything that is wrong with one host, as sentences; [] is fit. `role` is "bastion" or "gpu"."""
+    if not seen:
+        return ["could not be looked at: run again with -v, or `ssh` there and see whether python3 runs"]
+    if not seen.get("python"):
+        return ["python3 is missing; expected 3.9 or later. Next: install python3"]
+    found = _programs(seen, role) + _store(seen, settings) + _space(seen, settings, lock, role)
+    skew = abs(seen["clock"] - now)
+    if skew > CLOCK:
+        found.append(f"its clock is {skew:.0f} s off the control machine's; expected under {CLOCK} s. Next: set up NTP")
+    if role == "gpu":
+        found += _stack(seen, settings) + _gpus(seen, settings)
+        for target in seen["egress"]:
+            found.append(f"reaches {target}; expected no way out. Next: close it, or take it out of `egress`")
+        if seen["store"]["frozen"]:
+            why = seen["store"]["frozen"].get("why", "a revert failed")
+            found.append(f"is frozen: {why}. Next: mend the service, then remove {settings.model_store}/state/frozen")
+    return found
+
+
+def _programs(seen: Seen, role: str) -> list[str]:
+    found = []
+    if tuple(seen["python"]) < (3, 9):
+        found.append(
+            f"python3 is {'.'.join(map(str, seen['python']))}; expected 3.9 or later. Next: install a newer one"
+        )
+    if seen["user"] != 0:
+        found.append("commands do not run as root. Next: ssh_user root, or `_sudo` True with password-less sudo")
+    if not seen["rsync"]:
+        found.append("rsync is missing. Next: install rsync")
+    if role == "gpu":
+        if not seen["rrsync"]:
+            found.append("rrsync is missing (it comes with rsync 3.2.4 and later). Next: install rsync")
+        if not seen["docker"]:
+            found.append("no Docker Engine answers. Next: install docker, or `systemctl start docker`")
+    if seen["docker"] and role == "gpu":
+        version = (seen["docker"]["compose"] or "").lstrip("v")
+        if not version or int(version.split(".")[0]) < 2:
+            found.append(f"Docker Compose is {version or 'missing'}; expected v2. Next: install the compose plugin")
+    return found
+
+
+def _store(seen: Seen, settings: Settings) -> list[str]:
+    store, found = seen["store"], []
+    if store["blobs"] is None or store["incoming"] is None or store["releases"] is None:
+        found.append(f"{settings.model_store} cannot be read; nothing is assumed about it. Next: look at that disk")
+    if len(store["devices"]) > 1:
+        found.append(f"{settings.model_store} spans several filesystems; expected one. Next: mount the whole store")
+    if settings.store_is_mount and not store["mounted"]:
+        where = seen["store_filesystem"]["mount"]
+        found.append(
+            f"{settings.model_store} is not mounted (it lies on {where}). Next: mount it, or store_is_mount False"
+        )
+    return found
+
+
+def _space(seen: Seen, settings: Settings, lock: Lock | None, role: str) -> list[str]:
+    """Need against free, on the store's filesystem and on Docker's; one sum where they are the same."""
+    if lock is None or seen["store"]["blobs"] is None:
+        return []
+    need = missing(blobs(lock), seen["store"]["blobs"])
+    incoming = seen["store"]["incoming"] or {}
+    wanted = sum(need.values()) - sum(min(incoming.get(name, 0), count) for name, count in need.items())
+    if role == "bastion":
+        wanted += max((model_blobs(lock).get(name, 0) for name in need), default=0)  # a file that is fetched again
+    disks = [(settings.model_store, seen["store_filesystem"], wanted, 3 * len(need) + 200)]
+    if seen["docker"] and lock.image.tag not in seen["docker"]["images"]:
+        layers = 3 * sum(layer.size for layer in lock.image.layers)  # unpacked, plus the archive while it is read
+        disks.append((seen["docker"]["root"]["path"], seen["docker"]["root"], layers, 50000))
+    found = []
+    for device in {disk[1]["device"] for disk in disks}:
+        on_it = [disk for disk in disks if disk[1]["device"] == device]
+        bytes_needed, inodes_needed = sum(d[2] for d in on_it) + MARGIN, sum(d[3] for d in on_it)
+        free, inodes = on_it[0][1]["free_bytes"], on_it[0][1]["free_inodes"]
+        where = " and ".join(disk[0] for disk in on_it)
+        if sum(d[2] for d in on_it) and free < bytes_needed:
+            found.append(
+                f"{where}: needs {size(bytes_needed)}, {size(free)} free. Next: tasks/prune.py, or a larger disk"
+            )
+        if sum(d[2] for d in on_it) and inodes is not None and inodes < inodes_needed:
+            found.append(f"{where}: needs {inodes_needed} inodes, {inodes} free. Next: a filesystem with more inodes")
+    return found
+
+
+def _stack(seen: Seen, settings: Settings) -> list[str]:
+    stack = seen.get("stack") or {"files": []}
+    if not stack["files"]:
+        return [f"{settings.stack} has no compose file (docker-compose.yml or any of its names). Next: setting `stack`"]
+    if not seen["docker"]:
+        return []
+    if stack["services"] is None:
+        return [f"`docker compose config` refuses {settings.stack}/{stack['files'][0]}. Next: run it there and mend it"]
+    found = []
+    if settings.service not in stack["services"]:
+        found.append(
+            f"the stack has no service {settings.service!r}; it has {', '.join(stack['services'])}. Next: `service`"
+        )
+    if "smoke" in stack["services"]:
+        found.append("the stack has a service called smoke, which is the name of ours. Next: rename it in the stack")
+    for name, text in stack["overrides"].items():
+        if not (text or "").startswith(MARKER):
+            found.append(
+                f"{settings.stack}/{name} is not ours and would be lost. Next: move what it says into the stack's file"
+            )
+    return found
+
+
+def _gpus(seen: Seen, settings: Settings) -> list[str]:
+    if not settings.gpus:
+        return []
+    if not seen["gpus"]:
+        return ["nvidia-smi shows no GPU. Next: install the driver, or set `gpus` to 0 for a CPU host"]
+    found = []
+    if isinstance(settings.gpus, int) and len(seen["gpus"]) < settings.gpus:
+        found.append(f"has {len(seen['gpus'])} GPUs; expected {settings.gpus}. Next: setting `gpus`")
+    if seen["docker"] and "nvidia" not in seen["docker"]["runtimes"]:
+        found.append("Docker has no nvidia runtime. Next: install nvidia-container-toolkit and restart Docker")
+    driver = seen["gpus"][0]["driver"]
+    if settings.min_driver and _numbers(driver) < _numbers(settings.min_driver):
+        found.append(f"its driver is {driver}; expected {settings.min_driver} or later. Next: a newer driver")
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdigit()]
+
+
+def staged(seen: Seen, lock: Lock, override: str) -> bool:
+    """Whether this host has proven this very release with this very override before: nothing to push, admit or smoke."""
+    about = seen["store"]["states"].get(lock.id) or {}
+    smoke = about.get("smoke") or {}
+    return (
+        not lacking(seen, lock)
+        and lock.id in (seen["store"]["releases"] or [])
+        and bool(about.get("verified"))
+        and smoke.get("ok") is True
+        and about.get("override") == override
+        and bool(seen["docker"])
+        and lock.image.tag in seen["docker"]["images"]
+    )
+
+
+def active(seen: Seen, settings: Settings, lock: Lock, override: str) -> bool:
+    """Whether the service runs this release now: record, override in place, container, its health, mount and label."""
+    container = seen.get("container") or {}
+    stack = seen.get("stack") or {}
+    return (
+        seen["store"]["current"] == lock.id
+        and (stack.get("overrides") or {}).get(stack.get("override")) == override
+        and container.get("state") == "running"
+        and container.get("health") in (None, "healthy")
+        and container.get("release") == lock.id
+        and container.get("mounts", {}).get(settings.hf_home) == f"{settings.model_store}/releases/{lock.id}"
+    )
+
+
+def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
+    """Whether the last hash of this release is too old (`verify_max_age`) for it to be activated on its word."""
+    verified = (seen["store"]["states"].get(lock.id) or {}).get("verified") or {}
+    return now - verified.get("epoch", 0) > settings.verify_max_age

@@ -1,0 +1,97 @@
+"""Making a lock, and accepting goldens: operations of tasks/lock.py alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pyinfra import host, logger
+from pyinfra.api import operation
+
+from tasks.lib import locks, operations, report, run
+from tasks.lib.release import FORMAT, Refused, parse, release_id, write
+from tasks.lib.settings import Settings
+
+
+def upstream(target: Any, settings: Settings) -> dict[str, Any]:
+    """The Hub's answer to what the settings ask for: {"models": […], "asked": {…}} (remote/fetch.py, resolve)."""
+    operations.set_up_bastion(target, settings)
+    operations.ensure_venv(target, settings)
+    models = [model.model_dump() for model in settings.models]
+    document = operations.hub(settings, models=models)
+    return dict(operations.expect(operations.fetch_call(target, "resolve", settings, document, 900)))
+
+
+def moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two lists of models, for people."""
+    before = {model["repo"]: model for model in old["models"]}
+    found = []
+    for model in new["models"]:
+        was = before.get(model["repo"], {"commit": "nothing", "files": {}})
+        if was["commit"] != model["commit"]:
+            changed = [path for path, file in model["files"].items() if was["files"].get(path) != file]
+            size = sum(model["files"][path]["size"] for path in changed)
+            found.append(
+                f"{model['repo']}: {was['commit'][:12]} -> {model['commit'][:12]}, {len(changed)} files, {size} bytes"
+            )
+    return found
+
+
+@operation(is_idempotent=True)
+def lock(settings: Settings):
+    """Write the lock. One that exists for the same question keeps its commits, unless `update` is asked for."""
+    path = locks.lock_path(settings)
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    wanted = {model.repo: model.revision for model in settings.models}
+
+    def work(host: Any) -> bool:
+        return settle(host, settings, old, wanted, dry=False)
+
+    if run.dry():
+        try:
+            settle(host, settings, old, wanted, dry=True)
+        except Refused as no:
+            operations.fail(host, str(no))
+        return
+    yield operations.guarded(work)
+
+
+def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: dict[str, str], dry: bool) -> bool:
+    new = upstream(target, settings)
+    news = moved(old, new) if old else []
+    keep = old is not None and old["asked"] == wanted and not settings.update
+    for line in news:
+        logger.info(f"    moved upstream: {line}" + ("; the lock stays. Next: --data update=true" if keep else ""))
+    if dry:
+        state_word = "would change" if (news and not keep) or not old else "as locked"
+        report.record(target.name, state=state_word, why="; ".join(news))
+        return True
+    models = old["models"] if keep and old else new["models"]
+    image = operations.export_image(target, settings, None)
+    serve = {"model": settings.models[0].repo, "family": settings.family}
+    serve |= {"dtype": settings.dtype, "attention": settings.attention}
+    document = {"format": FORMAT, "asked": wanted, "models": models, "image": dict(image), "serve": serve}
+    path, text = locks.lock_path(settings), write(document)
+    parse(text, str(path))
+    same = path.exists() and path.read_text(encoding="utf-8") == text
+    if not same:
+        locks.replace(path, text)
+    report.record(target.name, state="same" if same else "locked", release=release_id(document))
+    logger.info(f"    {path}: release {release_id(document)[:12]}" + (", as it was" if same else ", for git"))
+    return True
+
+
+@operation(is_idempotent=True)
+def accept_goldens(settings: Settings):
+    """The embeddings that this host's smoke test left for the locked release become the goldens."""
+
+    def work(host: Any) -> bool:
+        lock = locks.read_lock(settings, "INVENTORY")
+        found = operations.expect(
+            operations.call(host, "engine", "embeddings", "--store", settings.model_store, "--release", lock.id)
+        )
+        locks.Goldens(settings).save(lock, found["embeddings"])
+        report.record(host.name, state="locked", release=lock.id)
+        return True
+
+    yield operations.guarded(work)

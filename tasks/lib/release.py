@@ -1,0 +1,406 @@
+"""What a release is: the lock, its checks, its names and paths, and the differences between sets of blobs.
+
+Pure: no files, no clock, no network, no pyinfra. It travels with the remote programs, so that a lock is read, and a
+name that came from a Hub is judged, by this one piece of code on every machine. Runs on Python 3.9.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+FORMAT = 1
+SHA256 = re.compile(r"[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]{0,200}")
+ROLES = ("adapter", "base", "full")
+
+# Weights as safetensors and plain data only: a pickle or a .py file is code that would run on a GPU host.
+TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+# fnmatch's `*` crosses `/`, so training leftovers are named as whole folders.
+LEFT_OUT = ("checkpoint-*/*", "results*.json", "trainer_state.json", "training_args.json", "runs/*", ".*")
+# Names that transformers and colpali-engine ask for and can do without, once the cache says that the Hub lacks them.
+OPTIONAL_NAMES = (
+    "adapter_config.json",
+    "added_tokens.json",
+    "audio_tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+class Refused(Exception):
+    """A clear no: where, what, expected and found, and the command to run next. Never a traceback for the operator."""
+
+    def __init__(self, where: str, what: str, expected: str = "", found: str = "", next: str = ""):
+        self.error = {"where": where, "what": what, "expected": expected, "found": found, "next": next}
+        super().__init__(say(self.error))
+
+
+def say(error: Mapping[str, str]) -> str:
+    """One line for people from an error of a remote program (`where: what; expected …, found …. Run: …`)."""
+    text = f"{error.get('where', '')}: {error.get('what', '')}"
+    if error.get("expected"):
+        text += f"; expected {error['expected']}"
+    if error.get("found"):
+        text += f", found {error['found']}"
+    return text + (f". Next: {error['next']}" if error.get("next") else "")
+
+
+# ---------------------------------------------------------------------------------------------- names from a Hub
+
+
+def check_path(path: str) -> str:
+    """`path` if it is safe as a file name below a directory of ours; else Refused, with the name escaped."""
+    parts = path.split("/") if isinstance(path, str) else []
+    unsafe = (
+        not parts
+        or len(path.encode("utf-8", "surrogatepass")) > 255
+        or any(part in ("", ".", "..") or part.startswith("-") for part in parts)
+        or any(ord(c) < 32 or ord(c) == 127 or c == "\\" or 0xD800 <= ord(c) <= 0xDFFF for c in path)
+        or unicodedata.normalize("NFC", path) != path
+    )
+    if unsafe:
+        raise Refused(ascii(path), "is no safe file name", "a relative path without .., -, control or odd characters")
+    return path
+
+
+def check_paths(paths: Iterable[str]) -> list[str]:
+    """The sorted paths if each is safe and no two clash (upper and lower case, a file that is also a folder)."""
+    seen: dict[str, str] = {}
+    ordered = sorted(check_path(path) for path in paths)
+    for path in ordered:
+        twin = seen.setdefault(path.casefold(), path)
+        if twin != path:
+            raise Refused(ascii(path), "clashes with another file of the repository", "one spelling", ascii(twin))
+    for path in ordered:
+        parent = path.rpartition("/")[0]
+        while parent:
+            if parent.casefold() in seen:
+                raise Refused(ascii(path), "lies below a name that is also a file", "a folder", ascii(parent))
+            parent = parent.rpartition("/")[0]
+    return ordered
+
+
+def taken(path: str) -> bool:
+    """Whether a release takes this file of a repository: weights as safetensors, configuration, tokenizer; no code."""
+    return any(fnmatchcase(path, p) for p in TAKEN) and not any(fnmatchcase(path, p) for p in LEFT_OUT)
+
+
+def check_config(where: str, config: Any) -> None:
+    """Refuse a config that names code to be imported (`auto_map`): it would run on every GPU host."""
+    if isinstance(config, Mapping) and config.get("auto_map"):
+        raise Refused(where, "names Python code to import (auto_map)", "a model that transformers knows", "auto_map")
+
+
+def base_of(where: str, adapter_config: Mapping[str, Any]) -> str:
+    """The repository of the base model that an adapter_config.json names; a local path is refused."""
+    base = adapter_config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not REPO.fullmatch(base):
+        raise Refused(where, "base_model_name_or_path names no Hub repository", "owner/name", ascii(base))
+    return base
+
+
+def absent(paths: Iterable[str]) -> list[str]:
+    """Optional names that the Hub's listing lacks: each becomes a marker, so that a load by name works offline."""
+    return sorted(set(OPTIONAL_NAMES) - set(paths))
+
+
+# ------------------------------------------------------------------------------------------------------ the lock
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a model repository: size in bytes, sha256, and the Hub's etag (git-sha1, or the sha256 of LFS)."""
+
+    size: int
+    sha256: str
+    etag: str
+
+
+@dataclass(frozen=True)
+class Model:
+    repo: str
+    role: str
+    base: str | None
+    commit: str
+    files: Mapping[str, File]
+    absent: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        return "models--" + self.repo.replace("/", "--")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One blob of the image: digest as 64 hex (sha256) and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Image:
+    name: str
+    media_type: str
+    manifest: Blob
+    config: Blob
+    layers: tuple[Blob, ...]
+
+    @property
+    def tag(self) -> str:
+        """The name that this very image gets on a host: the stack's name and tag, made unique by its digest."""
+        name, colon, tag = self.name.rpartition(":")
+        return f"{name}:{tag}-{self.manifest.sha256[:12]}" if colon else f"{tag}:{self.manifest.sha256[:12]}"
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """What `docker image inspect` may call it: the config (classic store) or the manifest (containerd's)."""
+        return (f"sha256:{self.config.sha256}", f"sha256:{self.manifest.sha256}")
+
+
+@dataclass(frozen=True)
+class Lock:
+    id: str
+    models: tuple[Model, ...]
+    image: Image
+    serve: Mapping[str, Any]
+    asked: Mapping[str, str]
+    document: Mapping[str, Any]
+
+    @property
+    def served(self) -> Model:
+        return next(m for m in self.models if m.repo == self.serve["model"])
+
+    @property
+    def short(self) -> str:
+        return self.id[:12]
+
+
+def canonical(document: Mapping[str, Any]) -> str:
+    """The bytes that the release id is made from: the inputs alone; what was asked for (a branch) is a note."""
+    inputs = {key: value for key, value in document.items() if key != "asked"}
+    return json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def release_id(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(document).encode("ascii")).hexdigest()
+
+
+def write(document: Mapping[str, Any]) -> str:
+    """The lock as it stands in git: sorted, indented, one newline at the end."""
+    return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True) + "\n"
+
+
+def parse(text: str, where: str = "lock") -> Lock:
+    """The lock in `text`, every field checked; Refused names the first that is wrong. Nothing is guessed."""
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise Refused(where, "is not JSON", "a lock", str(error), "tasks/lock.py") from None
+    try:
+        return _lock(document, where)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Refused(where, f"is not a lock of format {FORMAT}", found=repr(error), next="tasks/lock.py") from None
+
+
+def _lock(document: Any, where: str) -> Lock:
+    _expect(where, document.get("format"), document.get("format") == FORMAT, f"format {FORMAT}")
+    known = {"format", "asked", "models", "image", "serve"}
+    _expect(where, sorted(set(document) - known), set(document) <= known, "no other keys")
+    models = tuple(_model(entry, f"{where}: models[{i}]") for i, entry in enumerate(document["models"]))
+    repos = [model.repo for model in models]
+    _expect(where, repos, bool(repos) and len(set(repos)) == len(repos), "each model once")
+    for model in models:
+        if model.role == "adapter" and model.base not in repos:
+            raise Refused(f"{where}: {model.repo}", "is an adapter whose base is not in the lock", str(model.base))
+    serve = document["serve"]
+    _expect(f"{where}: serve.model", serve["model"], serve["model"] in repos, f"one of {repos}")
+    sizes: dict[str, int] = {}
+    lock = Lock(release_id(document), models, _image(document["image"], where), serve, document["asked"], document)
+    for sha256, size in _all_blobs(lock):
+        _expect(f"{where}: {sha256}", size, sizes.setdefault(sha256, size) == size, f"size {sizes[sha256]}")
+    return lock
+
+
+def _model(entry: Mapping[str, Any], where: str) -> Model:
+    files = {}
+    for path in check_paths(entry["files"]):
+        spec = entry["files"][path]
+        _expect(f"{where}: {path!a}", path, taken(path), "a file that a release takes")
+        _expect(f"{where}: {path}", spec, type(spec["size"]) is int and spec["size"] >= 0, "a size in bytes")
+        _expect(f"{where}: {path}", spec["sha256"], bool(SHA256.fullmatch(spec["sha256"])), "a sha256")
+        lfs = spec["etag"] == spec["sha256"]
+        _expect(f"{where}: {path}", spec["etag"], lfs or bool(COMMIT.fullmatch(spec["etag"])), "an etag of the Hub")
+        files[path] = File(spec["size"], spec["sha256"], spec["etag"])
+    _expect(where, entry["repo"], bool(REPO.fullmatch(entry["repo"])), "owner/name")
+    _expect(where, entry["role"], entry["role"] in ROLES, f"one of {ROLES}")
+    _expect(where, entry["commit"], bool(COMMIT.fullmatch(entry["commit"])), "a 40-hex commit")
+    missing_names = tuple(check_paths(entry["absent"]))
+    both = set(missing_names) & set(files)
+    _expect(where, sorted(both), not both, "no name both present and absent")
+    return Model(entry["repo"], entry["role"], entry["base"], entry["commit"], files, missing_names)
+
+
+def _image(entry: Mapping[str, Any], where: str) -> Image:
+    def blob(spec: Mapping[str, Any]) -> Blob:
+        digest = spec["digest"]
+        _expect(f"{where}: image", digest, digest[:7] == "sha256:" and bool(SHA256.fullmatch(digest[7:])), "sha256:…")
+        _expect(f"{where}: image", spec["size"], type(spec["size"]) is int and spec["size"] > 0, "a size in bytes")
+        return Blob(digest[7:], spec["size"])
+
+    _expect(f"{where}: image.name", entry["name"], bool(IMAGE.fullmatch(entry["name"])), "an image name with a tag")
+    layers = tuple(blob(spec) for spec in entry["layers"])
+    return Image(entry["name"], entry["media_type"], blob(entry["manifest"]), blob(entry["config"]), layers)
+
+
+def _expect(where: str, found: Any, fine: bool, expected: str) -> None:
+    if not fine:
+        raise Refused(where, "is not as it must be", expected, ascii(found), "tasks/lock.py")
+
+
+# ------------------------------------------------------------------------------------------- sets and differences
+
+
+def _all_blobs(lock: Lock) -> Iterable[tuple[str, int]]:
+    for model in lock.models:
+        for file in model.files.values():
+            yield file.sha256, file.size
+    yield from image_blobs(lock).items()
+
+
+def blobs(lock: Lock) -> dict[str, int]:
+    """Every blob of the release, model and image alike, once: sha256 -> size in bytes."""
+    return dict(sorted(_all_blobs(lock)))
+
+
+def model_blobs(lock: Lock) -> dict[str, int]:
+    """The blobs of the model repositories alone: sha256 -> size in bytes."""
+    return {file.sha256: file.size for model in lock.models for file in model.files.values()}
+
+
+def image_blobs(lock: Lock) -> dict[str, int]:
+    """The image's manifest, config and layers: sha256 -> size in bytes."""
+    return {blob.sha256: blob.size for blob in (lock.image.manifest, lock.image.config, *lock.image.layers)}
+
+
+def missing(wanted: Mapping[str, int], have: Mapping[str, int]) -> dict[str, int]:
+    """wanted − have, by digest *and* size: a blob of the wrong length is as good as none."""
+    return {sha256: size for sha256, size in wanted.items() if have.get(sha256) != size}
+
+
+def names(lock: Lock, sha256: str) -> str:
+    """What people call a blob: the files that it is (`owner/name: path`), for messages."""
+    found = [f"{m.repo}: {path}" for m in lock.models for path, f in m.files.items() if f.sha256 == sha256]
+    image = {lock.image.manifest.sha256: "manifest", lock.image.config.sha256: "config"}
+    image.update({layer.sha256: f"layer {i}" for i, layer in enumerate(lock.image.layers)})
+    found += [f"{lock.image.name}: {image[sha256]}"] if sha256 in image else []
+    return ", ".join(found) or "no file of the release"
+
+
+# -------------------------------------------------------------------------------------------- the release's tree
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A release's directory as data; all paths relative to it.
+
+    blobs: path -> sha256 (hard links); links: path -> target of a relative symlink; texts: path -> content.
+    """
+
+    blobs: Mapping[str, str]
+    links: Mapping[str, str]
+    texts: Mapping[str, str]
+
+
+def tree(lock: Lock) -> Tree:
+    """The directory of a release: lock.json, a complete Hugging Face cache of these models alone, an OCI layout.
+
+    Layout of the cache: huggingface_hub 2.4 (file_download.py, _tree_cache.py). refs/main has no newline: with one,
+    the client's own lookup fails.
+    """
+    hard: dict[str, str] = {}
+    links: dict[str, str] = {}
+    texts: dict[str, str] = {"lock.json": write({**lock.document, "asked": {}})}
+    for model in lock.models:
+        top = f"hub/{model.folder}"
+        for path, file in model.files.items():
+            hard[f"{top}/blobs/{file.etag}"] = file.sha256
+            up = "../" * (2 + path.count("/"))
+            links[f"{top}/snapshots/{model.commit}/{path}"] = f"{up}blobs/{file.etag}"
+        texts[f"{top}/refs/main"] = model.commit
+        texts[f"{top}/trees/{model.commit}.json"] = _listing(model)
+        texts.update({f"{top}/.no_exist/{model.commit}/{name}": "" for name in model.absent})
+    hard.update({f"image/blobs/sha256/{sha256}": sha256 for sha256 in image_blobs(lock)})
+    texts.update({f"image/{name}": text for name, text in _oci(lock.image).items()})
+    return Tree(hard, links, texts)
+
+
+def _listing(model: Model) -> str:
+    """The client's own listing of a commit, of what the release takes: it then names a missing file offline."""
+    files = {}
+    for path, file in sorted(model.files.items()):
+        files[path] = {"size": file.size, "blob_id": file.etag}
+        if file.etag == file.sha256:
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
+            files[path] = {"size": file.size, "blob_id": git_sha1(pointer.encode())}
+            files[path].update({"lfs_sha256": file.sha256, "lfs_size": file.size})
+    return json.dumps({"format_version": 1, "files": files}, indent=1)
+
+
+def git_sha1(data: bytes) -> str:
+    """The Hub's etag of a small file: git's object id."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _oci(image: Image) -> dict[str, str]:
+    manifest = {"mediaType": image.media_type, "digest": f"sha256:{image.manifest.sha256}", "size": image.manifest.size}
+    manifest["annotations"] = {"org.opencontainers.image.ref.name": image.tag, "io.containerd.image.name": image.tag}
+    # Docker Engine's `load` reads this one; an OCI layout without it is refused up to Engine 26 with the classic store.
+    legacy = {
+        "Config": f"blobs/sha256/{image.config.sha256}",
+        "RepoTags": [image.tag],
+        "Layers": [f"blobs/sha256/{layer.sha256}" for layer in image.layers],
+    }
+    return {
+        "oci-layout": '{"imageLayoutVersion":"1.0.0"}',
+        "index.json": json.dumps({"schemaVersion": 2, "manifests": [manifest]}, sort_keys=True),
+        "manifest.json": json.dumps([legacy], sort_keys=True),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- waves
+
+
+def waves(hosts: Sequence[str], sizes: Sequence[Any]) -> list[list[str]]:
+    """Split `hosts` (inventory order) into waves. A size is a number, or a share of all hosts ("10%"), rounded up.
+
+    The last size repeats until every host is in a wave.
+    """
+    rest, plan, pending = list(hosts), [], list(sizes) or ["100%"]
+    while rest:
+        size = pending.pop(0) if len(pending) > 1 else pending[0]
+        count = math.ceil(len(hosts) * float(size[:-1]) / 100) if isinstance(size, str) else size
+        plan.append(rest[: max(1, int(count))])
+        rest = rest[max(1, int(count)) :]
+    return plan

@@ -1,0 +1,177 @@
+"""The operator's settings: every key, its type, its default and why; read from group_data, inventory and --data.
+
+Checked while deploy.py loads, before any host is touched. An unknown key names the nearest known one. The README's
+table of settings is made from the descriptions here (`python -m tasks.lib.settings`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from tasks.lib.release import IMAGE, REPO, Refused
+
+# Path, user and host names become words of commands elsewhere: quoted there, and still kept plain here.
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[\w.@+/-]*[\w.@+-]$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]{0,62}$")]
+Size = Annotated[int, Field(gt=0)]
+Seconds = Annotated[int, Field(gt=0, le=7 * 86400)]
+Wave = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=r"^(100|[1-9]\d?)%$")]
+Target = Annotated[str, StringConstraints(pattern=r"^[\w.:\[\]-]+:\d{1,5}$")]
+# What pyinfra itself reads from host data.
+PYINFRA = ("ssh_", "docker_", "_", "fake_")
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Strict):
+    repo: Annotated[str, StringConstraints(pattern=f"^{REPO.pattern}$")]
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./-]{0,199}$")]
+
+
+class Probe(Strict):
+    """How to embed through the running service: the backend's API is the operator's own."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://")]
+    body: dict[str, Any]
+    answer: str
+    at_least: Annotated[float, Field(gt=0, le=1)] = 0.99
+
+
+class Settings(Strict):
+    lock: Name = Field(description="the lock's file name in `group_data/locks/`, without `.json`")
+    models: list[Model] = Field(min_length=1, description="repositories to lock; the first is the one that is served")
+    image: str = Field(
+        description="the backend image: `docker-daemon:name:tag` of the bastion's engine, or `docker://registry/name:tag`"
+    )
+    family: Literal["colpali"] = Field("colpali", description="how the smoke program loads the model")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="weights are published in bfloat16; part of the release"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="fixed, as goldens depend on it; part of the release"
+    )
+
+    hub: str = Field("https://huggingface.co", pattern=r"^https?://", description="the Hub or a mirror of it")
+    token_variable: Name = Field(
+        "HF_TOKEN",
+        description="the control machine's environment variable that holds a read-only token, for gated models",
+    )
+    xet: bool = Field(True, description="Xet transfers; off needs one host fewer on the bastion's allow-list")
+    fetch_deadline: Seconds = Field(14400, description="seconds for all downloads together")
+
+    model_store: AbsolutePath = Field("/srv/models", description="the store's path, on the bastion and on each host")
+    store_is_mount: bool = Field(
+        False, description="refuse to fill the root disk when the store's own disk is not mounted"
+    )
+    stack: AbsolutePath = Field("/srv/docai", description="the directory of the stack's compose file")
+    project: Name | None = Field(None, description="the Compose project's name; by default Compose's own choice")
+    service: Name = Field("backend", description="the stack's service that embeds")
+    hf_home: AbsolutePath = Field(
+        "/models/hf", description="where the release is mounted in the container; becomes HF_HOME"
+    )
+    environment: dict[str, str] = Field({}, description="more environment for the service and the smoke test")
+    python: str = Field("python3", pattern=r"^[\w./-]+$", description="the Python in the image that has colpali-engine")
+    gpus: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
+        "all", description="GPUs reserved for service and smoke test; 0 for none"
+    )
+    min_driver: str | None = Field(None, description="lowest NVIDIA driver that the image needs, as `550.54`")
+    harden: bool = Field(
+        False, description="also run the *service* read-only, without capabilities (the smoke test always is)"
+    )
+
+    push_parallel: Size = Field(6, description="hosts that receive at once")
+    push_user: Name = Field(
+        "hfpush", description="the user on each host that can write below `incoming/` and nothing else"
+    )
+    push_address: str | None = Field(None, description="the host's address as the bastion sees it, if another")
+    push_port: Annotated[int, Field(gt=0, lt=65536)] | None = Field(None, description="its ssh port there, if another")
+    push_from: str | None = Field(
+        None, description="the bastion's address as the host sees it, behind NAT; `*` for any"
+    )
+    bandwidth_limit: int = Field(0, ge=0, description="KiB/s for each host's push; 0 is without limit")
+    push_deadline: Seconds = Field(14400, description="seconds for one host's push, retries included")
+
+    smoke_deadline: Seconds = Field(900, description="seconds for the smoke test of one host")
+    tolerance: dict[str, list[float]] = Field(
+        {}, description="cosine floors [mean, 1st percentile] by class, as `{'cuda/bfloat16': [0.999, 0.99]}`"
+    )
+    health_deadline: Seconds = Field(
+        600, description="seconds for the service to become healthy; then the host reverts"
+    )
+    probe: Probe | None = Field(None, description="url, body, answer: an embedding through the running service")
+    verify_max_age: Annotated[int, Field(ge=0)] = Field(
+        604800, description="seconds; what is activated is hashed again when its last check is older"
+    )
+    waves: list[Wave] = Field([1, "100%"], min_length=1, description="hosts switched together: numbers or shares")
+    max_failed_hosts: Annotated[int, Field(ge=0)] = Field(0, description="failed hosts that do not stop a rollout")
+    egress: list[Target] = Field(
+        ["huggingface.co:443"], description="`name:port` that must not answer a GPU host; [] to skip the check"
+    )
+
+    verify: Literal["", "full"] = Field("", description="`--data verify=full`: hash everything again")
+    update: bool = Field(False, description="`--data update=true` for tasks/lock.py: follow branches that moved")
+    accept_goldens_from: str = Field("", description="for tasks/lock.py: the host whose embeddings become goldens")
+
+
+def check(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
+    """Settings from layers of (origin, values), the strongest first. Refused names origin, key, expected and found."""
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    known = sorted(Settings.model_fields)
+    for where, values in layers:
+        for key, value in values.items():
+            if key.startswith(PYINFRA) or key in merged:
+                continue
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"the nearest is {near[0]!r}" if near else f"one of {', '.join(known)}"
+                raise Refused(where, f"has an unknown key {key!r}", hint, repr(value)[:80], "README, Settings")
+            merged[key], origin[key] = value, where
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        where = origin.get(str(first["loc"][0]), "group_data/all.py")
+        found = "nothing" if first["type"] == "missing" else repr(first.get("input"))[:80]
+        raise Refused(where, f"{key} is not right", first["msg"], found, "README, Settings") from None
+    _check_words(settings, origin)
+    return settings
+
+
+def _check_words(settings: Settings, origin: Mapping[str, str]) -> None:
+    scheme, _, rest = settings.image.partition(":")
+    name = rest.removeprefix("//").partition("@")[0]
+    if scheme not in ("docker-daemon", "docker", "oci", "docker-archive") or not IMAGE.fullmatch(name.lstrip("/")):
+        expected = "docker-daemon:name:tag, docker://registry/name:tag or docker://registry/name:tag@sha256:…"
+        raise Refused(origin["image"], "image is no image source", expected, repr(settings.image), "README, Settings")
+    for key in ("model_store", "stack", "hf_home"):
+        path = getattr(settings, key)
+        if set(path.split("/")[1:]) & {"", ".", ".."}:
+            where = origin.get(key, "group_data/all.py")
+            raise Refused(where, f"{key} is no plain path", "/a/b without . and ..", repr(path), "README, Settings")
+
+
+def image_name(source: str) -> str:
+    """The plain name and tag of an image source: what the stack's compose file calls it."""
+    name = source.partition(":")[2].removeprefix("//").partition("@")[0]
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def table() -> str:
+    """The README's table of settings."""
+    rows = ["| setting | default | what it is |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "**required**" if field.is_required() else f"`{field.default!r}`"
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,24 @@
+"""Resolve models and image to commits and digests, and write the lock: pyinfra -y INVENTORY tasks/lock.py
+
+--dry                                    what moved upstream since the lock was made
+--data update=true                       follow branches that moved
+--data accept_goldens_from=gpu-01        this host's embeddings become the goldens (bastion without container engine)
+"""
+
+from pyinfra import host, state
+
+from tasks.lib import fleet, locking, report, run
+
+settings = run.open_run()
+bastion = fleet.bastion().name
+report.install(
+    state, {settings.accept_goldens_from or bastion: "gpu" if settings.accept_goldens_from else "bastion"}, None
+)
+
+if settings.accept_goldens_from:
+    if host.name == settings.accept_goldens_from:
+        run.look(None)
+        locking.accept_goldens(name=f"Accept the goldens of {host.name}", settings=settings)
+elif host.name == bastion:
+    run.look(None)
+    locking.lock(name="Lock", settings=settings)

@@ -1,0 +1,10 @@
+"""What is lacking on any host, all at once, before a byte moves: pyinfra -y INVENTORY tasks/preflight.py"""
+
+from pyinfra import state
+
+from tasks.lib import locks, operations, report, run
+
+settings = run.open_run()
+lock = locks.read_lock(settings, run.inventory_name()) if locks.lock_path(settings).exists() else None
+report.install(state, run.roles(), lock.id if lock else None)
+operations.preflight(name="Preflight", problems=run.look(lock))

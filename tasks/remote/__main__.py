@@ -1,0 +1,10 @@
+"""The tool on a remote machine is one zip of these programs and release.py: `python3 tool.pyz PROGRAM ARGS…`."""
+
+import importlib
+import sys
+
+if __name__ == "__main__":
+    program = sys.argv[1] if len(sys.argv) > 1 else ""
+    if program not in ("engine", "fetch", "push", "smoke", "store", "switch"):
+        sys.exit(f"usage: {sys.argv[0]} engine|fetch|push|smoke|store|switch …")
+    sys.exit(importlib.import_module(program).main(sys.argv[2:]))

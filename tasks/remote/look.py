@@ -1,0 +1,224 @@
+"""Looks at one host and says what is there: one JSON line, nothing is changed. Runs on a host that has nothing of ours.
+
+Sent as text over ssh (a fact may not write), so it imports the standard library alone. What it cannot read it says as
+null with a reason in "unreadable"; it never guesses. Whether what it sees is enough is decided by lib/fitness.py.
+
+The argument is one JSON object: {"store", "stack", "project", "service", "egress": ["host:port", …], "role"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+STACK_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+
+
+def output(*command, timeout=20):
+    """The program's standard output, or None where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def parsed(text):
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
+
+
+def read(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def existing(path):
+    """The nearest directory at or above `path` that exists: what is free there is free for `path`."""
+    while path and not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path or "/"
+
+
+def filesystem(path):
+    """Free bytes and inodes (null where the filesystem counts none), device and mount point of a path to be."""
+    real = existing(path)
+    stat = os.statvfs(real)
+    mount = os.path.realpath(real)
+    while not os.path.ismount(mount):
+        mount = os.path.dirname(mount)
+    return {
+        "path": path,
+        "exists": os.path.isdir(path),
+        "free_bytes": stat.f_bavail * stat.f_frsize,
+        "free_inodes": stat.f_favail if stat.f_files else None,
+        "device": os.stat(real).st_dev,
+        "mount": mount,
+    }
+
+
+def docker():
+    info = parsed(output("docker", "info", "--format", "{{json .}}")) if shutil.which("docker") else None
+    if not info or not info.get("ServerVersion"):
+        return None
+    drivers = [pair[1] for pair in info.get("DriverStatus") or [] if pair[0] == "driver-type"]
+    return {
+        "version": info["ServerVersion"],
+        "root": filesystem(info["DockerRootDir"]),
+        "containerd_store": any("containerd" in driver for driver in drivers),
+        "runtimes": sorted(info.get("Runtimes") or {}),
+        "compose": output("docker", "compose", "version", "--short"),
+        "images": sorted((output("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}") or "").split()),
+    }
+
+
+def gpus():
+    """[{name, driver, free and total memory in bytes}], or None where no nvidia-smi answers."""
+    query = "--query-gpu=name,driver_version,memory.free,memory.total"
+    text = output("nvidia-smi", query, "--format=csv,noheader,nounits")
+    if text is None:
+        return None
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 3]
+    return [{"name": r[0], "driver": r[1], "free_bytes": int(r[2]) << 20, "bytes": int(r[3]) << 20} for r in rows]
+
+
+def reached(targets):
+    """The targets ("name:port") that answer a TCP connection: on an air-gapped host there must be none."""
+
+    def reach(target):
+        host, _, port = target.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=3).close()
+            return True
+        except (OSError, ValueError):
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        return [target for target, yes in zip(targets, pool.map(reach, targets)) if yes]  # noqa: B905
+
+
+def stack(directory, service):
+    """The operator's stack: its file, the override beside it (first line and text), the services it names."""
+    files = [name for name in STACK_FILES if os.path.isfile(os.path.join(directory, name))]
+    if not files:
+        return {"directory": directory, "files": []}
+    stem, suffix = os.path.splitext(files[0])
+    overrides = [f"{s}.override{x}" for s in ("compose", "docker-compose") for x in (".yml", ".yaml")]
+    there = [name for name in overrides if os.path.exists(os.path.join(directory, name))]
+    config = parsed(output("docker", "compose", "-f", os.path.join(directory, files[0]), "config", "--format", "json"))
+    return {
+        "directory": directory,
+        "files": files,
+        "override": f"{stem}.override{suffix}",
+        "overrides": {name: read(os.path.join(directory, name)) for name in there},
+        "project": config.get("name") if config else None,
+        "services": sorted(config.get("services") or {}) if config else None,
+    }
+
+
+def container(project, service):
+    """The service's container: id, image, state, health, restarts, start, mounts and environment; None without one."""
+    labels = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
+    ids = output("docker", "ps", "-aq", "--no-trunc", "--filter", labels[0], "--filter", labels[1])
+    found = parsed(output("docker", "inspect", *ids.split())) if ids else None
+    found = [c for c in found or [] if c["Config"]["Labels"].get("com.docker.compose.oneoff") != "True"]
+    if not found:
+        return None
+    state = found[0]["State"]
+    return {
+        "id": found[0]["Id"],
+        "image": found[0]["Image"],
+        "state": state["Status"],
+        "health": (state.get("Health") or {}).get("Status"),
+        "restarts": found[0]["RestartCount"],
+        "since": state["StartedAt"],
+        "release": (found[0]["Config"]["Labels"] or {}).get("hf-offline.release"),
+        "mounts": {m["Destination"]: m.get("Source") for m in found[0]["Mounts"]},
+        "environment": dict(e.split("=", 1) for e in found[0]["Config"]["Env"] if "=" in e),
+    }
+
+
+def sizes(directory):
+    """{name: size in bytes} of the regular files; {} where the directory is missing; None where it cannot be read."""
+    try:
+        with os.scandir(directory) as entries:
+            return {e.name: e.stat(follow_symlinks=False).st_size for e in entries if e.is_file(follow_symlinks=False)}
+    except FileNotFoundError:
+        return {}
+    except OSError:
+        return None
+
+
+def store(path):
+    releases, states = os.path.join(path, "releases"), os.path.join(path, "state")
+    try:
+        built = sorted(n for n in os.listdir(releases) if len(n) == 64) if os.path.isdir(releases) else []
+    except OSError:
+        built = None
+    about = {}
+    for name in os.listdir(states) if os.path.isdir(states) else []:
+        folder = os.path.join(states, name)
+        if os.path.isdir(folder):
+            texts = {n: read(os.path.join(folder, n)) for n in ("verified-at", "smoke.json", "compose.override.yaml")}
+            about[name] = {
+                "verified": parsed(texts["verified-at"]),
+                "smoke": parsed(texts["smoke.json"]),
+                "override": texts["compose.override.yaml"],
+            }
+    return {
+        "blobs": sizes(os.path.join(path, "blobs")),
+        "incoming": sizes(os.path.join(path, "incoming")),
+        "releases": built,
+        "states": about,
+        "current": (read(os.path.join(path, "current")) or "").strip() or None,
+        "previous": (read(os.path.join(path, "previous")) or "").strip() or None,
+        "frozen": parsed(read(os.path.join(states, "frozen"))),
+        "tools": sorted(os.listdir(os.path.join(path, "tool"))) if os.path.isdir(os.path.join(path, "tool")) else [],
+        "mounted": os.path.ismount(path),
+        "devices": sorted(
+            {os.stat(os.path.join(path, n)).st_dev for n in os.listdir(path) if os.path.isdir(os.path.join(path, n))}
+        )
+        if os.path.isdir(path)
+        else [],
+    }
+
+
+def main(argv):
+    ask = json.loads(argv[0])
+    rrsync = shutil.which("rrsync")
+    seen = {
+        "python": list(sys.version_info[:3]),
+        "clock": time.time(),
+        "user": os.geteuid(),
+        "cores": os.cpu_count(),
+        "rsync": (output("rsync", "--version") or "").splitlines()[:1],
+        "rrsync": rrsync,
+        "push_user": output("id", "-u", ask["push_user"]) if ask.get("push_user") else None,
+        "docker": docker(),
+        "gpus": gpus(),
+        "skopeo": output("skopeo", "--version"),
+        "store_filesystem": filesystem(ask["store"]),
+        "store": store(ask["store"]),
+        "egress": reached(ask.get("egress") or []),
+    }
+    if ask.get("stack"):
+        seen["stack"] = stack(ask["stack"], ask["service"])
+        project = ask.get("project") or seen["stack"].get("project")
+        seen["container"] = container(project, ask["service"]) if project and seen["docker"] else None
+    print(json.dumps(seen, ensure_ascii=True, sort_keys=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""Pushes blobs from the bastion's store to one host's incoming/, by rsync over ssh; the only transport of bytes.
+
+    push key    --store S                                   make the push key once; prints the public half
+    push source --to ADDRESS                                the address that the bastion has towards a host
+    push send   --store S --host NAME --to U@ADDRESS --port P --alias A [--limit KIB] --deadline SEC
+                (stdin: {"blobs": {sha256: size}, "known_hosts": text})
+    push status --store S                                   how far each running push is, for the live display
+
+`send` retries what a network does, resumes in mid-file, and reports what went over the wire. One JSON line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+# aes128-gcm is nearly twice as fast as ssh's default; --inplace without -W resumes in mid-file, and a killed receiver
+# leaves no dotfile. -t lets a whole file that is already there be skipped; admit's hash judges it all the same.
+SSH = "ssh -F none -c aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com -o BatchMode=yes \
+-o IdentitiesOnly=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=15 -o ServerAliveInterval=10 \
+-o ServerAliveCountMax=3 -o LogLevel=ERROR"
+RSYNC = ["rsync", "-t", "--inplace", "--no-whole-file", "--chmod=F644", "--timeout=60", "--stats", "--info=progress2"]
+# rsync's manual, EXIT VALUES: what a network or a rebooting host causes. The rest is wrong for ever.
+PASSING = {10, 12, 20, 23, 24, 30, 35, 255}
+PROGRESS = re.compile(rb"^\s*([\d,]+)\s+\d+%\s")
+LITERAL = re.compile(r"Literal data: ([\d,]+)")
+SENT = re.compile(r"Total bytes sent: ([\d,]+)")
+# ssh's own words for what no second try mends.
+FINAL = ("Permission denied", "Host key verification failed", "IDENTIFICATION HAS CHANGED", "No space left")
+
+
+def number(text):
+    return int(text.replace(",", ""))
+
+
+def folder(store):
+    path = os.path.join(store, "push")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
+
+
+def key(store):
+    path = os.path.join(folder(store), "id_ed25519")
+    if not os.path.exists(path):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "hf-push", "-f", path], check=True)
+    with open(f"{path}.pub", encoding="ascii") as file:
+        return {"key": " ".join(file.read().split()[:2])}
+
+
+def source(address):
+    """The local address of a route to `address`; a connected datagram socket sends nothing."""
+    family, kind, proto, _, where = socket.getaddrinfo(address, 22, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, proto) as probe:
+        probe.connect(where)
+        return {"source": probe.getsockname()[0]}
+
+
+def note(path, **values):
+    with open(f"{path}.new", "w", encoding="ascii") as file:
+        json.dump({**values, "time": time.time()}, file)
+    os.rename(f"{path}.new", path)
+
+
+def rsync(args, blobs, known_hosts, status, left, sent_before):
+    """One run of rsync -> (exit code, bytes of file data that went over, all bytes sent, its last words)."""
+    ssh = f"{SSH} -p {args.port} -i {folder(args.store)}/id_ed25519 -o UserKnownHostsFile={known_hosts}"
+    ssh += f" -o HostKeyAlias={args.alias}"
+    command = ["timeout", "-k", "5", str(int(left)), *RSYNC, f"--bwlimit={args.limit}", "-e", ssh, "--files-from=-"]
+    command += ["--", f"{args.store}/blobs/", f"{args.to}:."]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process.stdin.write("".join(f"{sha256}\n" for sha256 in sorted(blobs)).encode())
+    process.stdin.close()
+    words, line, moved, told = [], b"", 0, 0.0
+    total = sum(blobs.values())
+    while chunk := os.read(process.stdout.fileno(), 65536):
+        *lines, line = re.split(rb"[\r\n]", line + chunk)
+        for text in lines:
+            if match := PROGRESS.match(text):
+                moved = number(match.group(1).decode())
+                if time.monotonic() - told > 0.5:
+                    told = time.monotonic()
+                    note(status, host=args.host, done=moved, total=total, sent=sent_before)
+            elif text.strip():
+                words.append(text.decode("utf-8", "replace"))
+    code = process.wait()
+    said = "\n".join(words)
+    literal, sent = LITERAL.search(said), SENT.search(said)
+    # Without --stats (a cut connection) the progress is an upper bound: it counts what was skipped, too.
+    return code, number(literal.group(1)) if literal else moved, number(sent.group(1)) if sent else moved, words
+
+
+def send(args, document):
+    """Every blob of `document` is in incoming/ afterwards, as far as rsync can tell; admit proves it."""
+    blobs, started = document["blobs"], time.monotonic()
+    status = os.path.join(folder(args.store), f"{args.host}.json")
+    known_hosts = os.path.join(folder(args.store), f"{args.host}.known_hosts")
+    absent = [s for s, size in blobs.items() if not whole(os.path.join(args.store, "blobs", s), size)]
+    if absent:
+        return no(args.store, f"the bastion lacks {len(absent)} blobs", absent[0], "the deploy again, it fetches")
+    with open(f"{status}.lock", "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            # A killed controller leaves its push running; it ends by itself, and what it sent is kept.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(known_hosts, "w", encoding="utf-8") as file:
+            file.write(document["known_hosts"])
+        moved = sent = tries = 0
+        while True:
+            tries += 1
+            left = args.deadline - (time.monotonic() - started)
+            if left < 1:
+                return no(args.host, f"push took longer than {args.deadline} s", f"{tries - 1} tries", "push_deadline")
+            code, literal, wire, words = rsync(args, blobs, known_hosts, status, left, sent)
+            moved, sent = moved + literal, sent + wire
+            if code == 0:
+                break
+            last = [w for w in words if "rsync error" not in w and "rsync: connection" not in w][-3:] or words[-3:]
+            final = any(phrase in word for phrase in FINAL for word in words)
+            if code not in PASSING or final or (moved == 0 and tries == 5):
+                return no(
+                    f"{args.host} ({args.to} port {args.port})", f"rsync failed with code {code}", "; ".join(last)
+                )
+            print(f"{args.host}: rsync code {code}, try {tries}: {'; '.join(last)}", file=sys.stderr)
+            time.sleep(min(2**tries, 30, max(0, left)))
+        os.path.exists(status) and os.unlink(status)
+    return {"ok": True, "moved": moved, "sent": sent, "tries": tries, "seconds": time.monotonic() - started}
+
+
+def whole(path, size):
+    return os.path.isfile(path) and os.path.getsize(path) == size
+
+
+def no(where, what, found, next=""):
+    return {"ok": False, "error": {"where": where, "what": what, "expected": "", "found": found, "next": next}}
+
+
+def status(store):
+    """{host: {done, total, sent, time}} of the pushes that run now (bytes, epoch seconds)."""
+    running = {}
+    for name in os.listdir(folder(store)):
+        if name.endswith(".json"):
+            with open(os.path.join(folder(store), name), encoding="ascii") as file:
+                entry = json.load(file)
+            running[entry["host"]] = entry
+    return {"running": running}
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(prog="push")
+    parser.add_argument("verb", choices=["key", "source", "send", "status"])
+    for option in ("--store", "--host", "--to", "--alias"):
+        parser.add_argument(option)
+    parser.add_argument("--port", type=int, default=22)
+    parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--deadline", type=int, default=14400)
+    args = parser.parse_args(argv)
+    os.umask(0o077)
+    if args.verb == "send":
+        result = send(args, json.load(sys.stdin))
+    elif args.verb == "source":
+        result = source(args.to)
+    else:
+        result = key(args.store) if args.verb == "key" else status(args.store)
+    print(json.dumps({"ok": True, **result}, ensure_ascii=True, sort_keys=True))
+    return 0 if result.get("ok", True) else 1

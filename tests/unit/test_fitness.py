@@ -1,0 +1,151 @@
+"""Preflight's rules: a fit host has no complaints; each lack is named, all at once."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from tasks.lib import compose, fitness, release, settings
+
+NOW = 1_000_000.0
+SEEN = {
+    "python": [3, 11, 2],
+    "clock": NOW,
+    "user": 0,
+    "rsync": ["rsync 3.2.7"],
+    "rrsync": "/usr/bin/rrsync",
+    "docker": {
+        "version": "26.1",
+        "compose": "2.26.1",
+        "root": {"path": "/var/lib/docker", "device": 2, "free_bytes": 10**12, "free_inodes": 10**6},
+        "images": [],
+        "runtimes": ["runc"],
+        "containerd_store": False,
+    },
+    "gpus": None,
+    "egress": [],
+    "store_filesystem": {"path": "/srv/models", "device": 1, "mount": "/", "free_bytes": 10**12, "free_inodes": 10**6},
+    "store": {
+        "blobs": {},
+        "incoming": {},
+        "releases": [],
+        "states": {},
+        "current": None,
+        "frozen": None,
+        "mounted": False,
+        "devices": [1],
+        "tools": [],
+    },
+    "stack": {
+        "files": ["docker-compose.yml"],
+        "override": "docker-compose.override.yml",
+        "overrides": {},
+        "services": ["backend"],
+        "project": "docai",
+    },
+    "container": None,
+}
+
+
+@pytest.fixture
+def seen():
+    return copy.deepcopy(SEEN)
+
+
+@pytest.fixture
+def chosen(values):
+    return settings.check([("x", {**values, "gpus": 0})])
+
+
+def complaints(seen, chosen, lock, role="gpu"):
+    return fitness.unfit(seen, chosen, lock, role, NOW)
+
+
+def test_a_fit_host_has_no_complaints(seen, chosen, lock):
+    assert complaints(seen, chosen, lock) == []
+
+
+def change(seen, path, value):
+    node = seen
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+
+
+LACKS = [
+    (["python"], None, "python3 is missing"),
+    (["python"], [3, 8, 1], "3.8.1"),
+    (["user"], 1000, "do not run as root"),
+    (["rsync"], [], "rsync is missing"),
+    (["rrsync"], None, "rrsync is missing"),
+    (["docker"], None, "no Docker Engine"),
+    (["docker", "compose"], None, "Docker Compose is missing"),
+    (["docker", "compose"], "1.29.2", "Docker Compose is 1.29.2"),
+    (["clock"], NOW - 301, "clock is 301 s"),
+    (["egress"], ["huggingface.co:443"], "reaches huggingface.co:443"),
+    (["store", "blobs"], None, "cannot be read"),
+    (["store", "devices"], [1, 2], "several filesystems"),
+    (["store", "frozen"], {"why": "x"}, "is frozen: x"),
+    (["store_filesystem", "free_bytes"], 1000, "needs 67.1 MB, 1.0 kB free"),
+    (["store_filesystem", "free_inodes"], 3, "inodes, 3 free"),
+    (["docker", "root", "free_bytes"], 5, "/var/lib/docker: needs"),
+    (["stack", "files"], [], "has no compose file"),
+    (["stack", "services"], None, "refuses"),
+    (["stack", "services"], ["web"], "no service 'backend'; it has web"),
+    (["stack", "services"], ["backend", "smoke"], "called smoke"),
+    (["stack", "overrides"], {"docker-compose.override.yml": "services: {}"}, "is not ours"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "says"), LACKS)
+def test_each_lack_is_named_with_a_mend(seen, chosen, lock, path, value, says):
+    change(seen, path, value)
+    found = complaints(seen, chosen, lock)
+    assert len(found) == 1 and says in found[0] and "Next: " in found[0]
+
+
+def test_everything_is_said_at_once(seen, chosen, lock):
+    for path, value, _ in LACKS[3:6]:
+        change(seen, path, value)
+    assert len(complaints(seen, chosen, lock)) == 3
+
+
+def test_an_override_of_ours_is_fine(seen, chosen, lock):
+    seen["stack"]["overrides"] = {"docker-compose.override.yml": compose.MARKER + "; release x\n"}
+    assert complaints(seen, chosen, lock) == []
+
+
+def test_unknown_is_a_complaint(chosen, lock):
+    assert complaints(None, chosen, lock)
+
+
+def test_a_store_that_must_be_mounted_is_checked(seen, chosen, lock):
+    strict = chosen.model_copy(update={"store_is_mount": True})
+    assert "is not mounted" in complaints(seen, strict, lock)[0]
+
+
+def test_gpus_are_asked_for(seen, chosen, lock):
+    wanted = chosen.model_copy(update={"gpus": 2, "min_driver": "550.54"})
+    assert "no GPU" in complaints(seen, wanted, lock)[0]
+    seen["gpus"] = [{"name": "H100", "driver": "535.1", "free_bytes": 1, "bytes": 1}]
+    assert len(complaints(seen, wanted, lock)) == 3
+    seen["gpus"] *= 2
+    seen["gpus"][0]["driver"] = "550.54.15"
+    seen["docker"]["runtimes"].append("nvidia")
+    assert complaints(seen, wanted, lock) == []
+
+
+def test_nothing_is_needed_where_everything_is(seen, chosen, lock):
+    seen["store"]["blobs"] = release.blobs(lock)
+    seen["docker"]["images"] = [lock.image.tag]
+    seen["store_filesystem"]["free_bytes"] = 0
+    assert complaints(seen, chosen, lock) == []
+    assert fitness.lacking(seen, lock) == {}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (5_990_000_000, "6.0 GB"), (2e15, "2000.0 TB")]
+)
+def test_sizes_for_people(count, text):
+    assert fitness.size(count) == text

@@ -1,0 +1,204 @@
+"""The lock: same inputs same id, everything else refused by name."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from tasks.lib import release
+from tasks.lib.release import Refused
+
+
+def test_the_same_inputs_give_the_same_bytes_and_id(document):
+    shuffled = json.loads(json.dumps(document))
+    shuffled["models"][0]["files"] = dict(reversed(list(document["models"][0]["files"].items())))
+    assert release.write(shuffled) == release.write(document)
+    assert release.release_id(shuffled) == release.release_id(document)
+
+
+def test_what_was_asked_for_is_a_note_and_changes_no_id(document):
+    before = release.release_id(document)
+    document["asked"] = {"docai/colpali-tiny": "v2"}
+    assert release.release_id(document) == before
+
+
+@pytest.mark.parametrize("change", ["commit", "file", "image", "serve"])
+def test_every_input_changes_the_id(document, change):
+    before = release.release_id(document)
+    if change == "commit":
+        document["models"][0]["commit"] = "c" * 40
+    elif change == "file":
+        document["models"][1]["files"]["config.json"]["size"] += 1
+    elif change == "image":
+        document["image"]["config"]["size"] += 1
+    else:
+        document["serve"]["dtype"] = "float32"
+    assert release.release_id(document) != before
+
+
+UNSAFE = [
+    "",
+    "/etc/passwd",
+    "../x.json",
+    "a/../../x.json",
+    "a//b.json",
+    "./a.json",
+    "-rf.json",
+    "a/-b.json",
+    "a\nb.json",
+    "a\x1b[2J.json",
+    "a\\b.json",
+    "x" * 256,
+    "e\u0301.json",
+    "a\ud800.json",
+]
+
+
+@pytest.mark.parametrize("name", UNSAFE, ids=ascii)
+def test_unsafe_names_are_refused_and_printed_escaped(name):
+    with pytest.raises(Refused) as no:
+        release.check_path(name)
+    assert str(no.value).isascii() or "…" in str(no.value)
+    assert "\x1b" not in str(no.value) and "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "a/b/c.json", "model-00001-of-00002.safetensors", "é.json"])
+def test_safe_names_pass(name):
+    assert release.check_path(name) == name
+
+
+def test_names_that_clash_are_refused():
+    with pytest.raises(Refused, match="clashes"):
+        release.check_paths(["Config.json", "config.json"])
+    with pytest.raises(Refused, match="also a file"):
+        release.check_paths(["a", "a/b.json"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["pytorch_model.bin", "x.pt", "modeling.py", "a.pkl", "checkpoint-10/a.safetensors", ".gitattributes", "README.md"],
+)
+def test_code_pickles_and_leftovers_are_not_taken(path):
+    assert not release.taken(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["model.safetensors", "config.json", "chat_template.jinja", "merges.txt", "tokenizer.model"]
+)
+def test_what_a_model_needs_is_taken(path):
+    assert release.taken(path)
+
+
+def test_a_config_with_auto_map_is_refused():
+    with pytest.raises(Refused, match="auto_map"):
+        release.check_config("x: config.json", {"auto_map": {"AutoModel": "m.M"}})
+    release.check_config("x: config.json", {"model_type": "colpali"})
+
+
+@pytest.mark.parametrize("base", ["./models/base", "/srv/base", "base", None, 3])
+def test_a_base_that_is_no_repository_is_refused(base):
+    with pytest.raises(Refused, match="names no Hub repository"):
+        release.base_of("x", {"base_model_name_or_path": base})
+
+
+def broken(document, path, value):
+    node = document
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (["format"], 2, "format 1"),
+        (["extra"], 1, "no other keys"),
+        (["models", 0, "commit"], "main", "40-hex commit"),
+        (["models", 0, "repo"], "../x", "owner/name"),
+        (["models", 0, "role"], "boss", "one of"),
+        (["models", 0, "base"], "docai/else", "base is not in the lock"),
+        (
+            ["models", 0, "files", "config.json"],
+            {"size": 1, "sha256": "0" * 64, "etag": "0" * 64},
+            "present and absent",
+        ),
+        (
+            ["models", 0, "files", "x.py"],
+            {"size": 1, "sha256": "0" * 64, "etag": "0" * 64},
+            "a file that a release takes",
+        ),
+        (["models", 0, "files", "../x.json"], {"size": 1, "sha256": "0" * 64, "etag": "0" * 64}, "no safe file name"),
+        (["models", 1, "files", "config.json", "size"], -1, "a size in bytes"),
+        (["models", 1, "files", "config.json", "size"], True, "a size in bytes"),
+        (["models", 1, "files", "config.json", "sha256"], "abc", "a sha256"),
+        (["models", 1, "files", "config.json", "etag"], "abc", "an etag"),
+        (["image", "name"], "Docai:1", "an image name"),
+        (["image", "config", "digest"], "sha256:zz", "sha256:…"),
+        (["serve", "model"], "docai/else", "one of"),
+        (["models"], [], "each model once"),
+        (["image"], None, "is not a lock"),
+    ],
+)
+def test_a_lock_that_is_wrong_is_refused_by_name(document, path, value, says):
+    with pytest.raises(Refused, match=says):
+        release.parse(broken(document, path, value), "x.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '"x"', "3", "{}", '{"format": 1}'])
+def test_nonsense_is_no_lock_and_no_traceback(text):
+    with pytest.raises(Refused):
+        release.parse(text, "x.json")
+
+
+def test_a_thousand_random_damages_never_raise_anything_but_a_refusal(document):
+    text, rng, refused = release.write(document), random.Random(0), 0
+    for _ in range(1000):
+        at = rng.randrange(len(text))
+        try:
+            release.parse(text[:at] + rng.choice('{}[]",:0aZ\\') + text[at + 1 :], "x.json")
+        except Refused:
+            refused += 1
+    assert refused > 500
+
+
+def test_missing_is_by_digest_and_size():
+    wanted = {"a": 1, "b": 2, "c": 3}
+    assert release.missing(wanted, {"a": 1, "b": 1, "d": 9}) == {"b": 2, "c": 3}
+
+
+def test_the_tree_is_a_cache_that_resolves(lock, tmp_path):
+    tree = release.tree(lock)
+    for link, target in tree.links.items():
+        found = (tmp_path / link).parent.joinpath(target).resolve().relative_to(tmp_path.resolve())
+        assert str(found) in tree.blobs, link
+
+
+def test_refs_have_no_newline_and_absent_names_have_markers(lock):
+    texts = release.tree(lock).texts
+    assert texts["hub/models--docai--colpali-tiny/refs/main"] == "a" * 40
+    assert texts[f"hub/models--docai--colpali-tiny/.no_exist/{'a' * 40}/config.json"] == ""
+
+
+def test_the_image_tag_is_unique_to_its_digest(lock):
+    assert lock.image.tag == f"docai/backend:1.0-{lock.image.manifest.sha256[:12]}"
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "expected"),
+    [
+        (5, [1, "100%"], [1, 4]),
+        (10, [1, "10%", "100%"], [1, 1, 8]),
+        (3, [1], [1, 1, 1]),
+        (0, [1], []),
+        (4, ["50%"], [2, 2]),
+        (1, [5], [1]),
+    ],
+)
+def test_waves_hold_every_host_once_and_in_order(count, sizes, expected):
+    hosts = [f"gpu{i}" for i in range(count)]
+    plan = release.waves(hosts, sizes)
+    assert [len(wave) for wave in plan] == expected
+    assert [name for wave in plan for name in wave] == hosts

@@ -1,0 +1,78 @@
+"""The rooms of the design: what each file may import, read from its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STANDARD = set(sys.stdlib_module_names)
+LIB = "tasks.lib."
+# room -> (libraries, our own modules) that its files may import, beside the standard library
+ROOMS = {
+    "tasks/lib/release.py": (set(), set()),
+    "tasks/lib/settings.py": ({"pydantic"}, {"release"}),
+    "tasks/lib/compose.py": ({"yaml"}, {"release", "settings"}),
+    "tasks/lib/fitness.py": (set(), {"release", "settings", "compose"}),
+    "tasks/lib/facts.py": ({"pyinfra"}, {"release"}),
+    "tasks/lib/locks.py": (set(), {"release", "settings"}),
+    "tasks/lib/report.py": ({"pyinfra", "rich"}, {"fitness", "release"}),
+    "tasks/lib/display.py": ({"gevent", "rich"}, {"fitness"}),
+    "tasks/lib/fleet.py": ({"pyinfra", "gevent", "paramiko"}, {"release", "facts", "report"}),
+}
+# The remote programs run where nothing of ours is installed: the standard library and release.py, as of Python 3.9.
+REMOTE = {
+    "fetch.py": {"huggingface_hub", "tenacity", "release"},
+    "smoke.py": {"colpali_engine", "torch", "transformers", "PIL", "numpy", "peft", "release", "safetensors"},
+}
+PURE = ("tasks/lib/release.py", "tasks/lib/settings.py", "tasks/lib/compose.py", "tasks/lib/fitness.py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = node.module in ("tasks.lib", "tasks")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if inside else {node.module}
+    return found - {"__future__"}
+
+
+def strangers(path: Path, libraries: set[str], ours: set[str]) -> set[str]:
+    allowed = STANDARD | libraries
+    own = {LIB + name for name in ours}
+    return {name for name in imports(path) if name.split(".")[0] not in allowed and name not in own}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_each_file_imports_what_its_room_may(name):
+    assert strangers(ROOT / name, *ROOMS[name]) == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tasks/remote").glob("*.py")), ids=lambda path: path.name)
+def test_remote_programs_need_nothing_of_ours_but_release(path):
+    assert strangers(path, REMOTE.get(path.name, {"release"}), set()) == set()
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_rooms_do_no_io(name):
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"open"}
+    assert not imports(ROOT / name) & {"subprocess", "socket", "time", "os", "pathlib"}
+
+
+def test_values_hold_no_logic():
+    for path in [*(ROOT / "group_data").glob("*.py"), *(ROOT / "inventories").glob("*.py")]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            assert isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr), f"{path.name}: line {node.lineno}"
+
+
+def test_the_rooms_check_sees_a_stranger(tmp_path):
+    planted = tmp_path / "planted.py"
+    planted.write_text("import pyinfra\nfrom tasks.lib import fleet\nimport os\n")
+    assert strangers(planted, set(), set()) == {"pyinfra", "tasks.lib.fleet"}

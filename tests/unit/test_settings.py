@@ -1,0 +1,91 @@
+"""Settings: typed, checked at load, each error with file, key, expected and found."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.lib import settings
+from tasks.lib.release import Refused
+
+
+def check(values, **more):
+    return settings.check([("group_data/all.py", {**values, **more})])
+
+
+def test_the_defaults_are_enough(values):
+    found = check(values)
+    assert found.waves == [1, "100%"] and found.max_failed_hosts == 0 and found.hub == "https://huggingface.co"
+
+
+def test_the_stronger_layer_wins(values):
+    found = settings.check([("--data", {"dtype": "float32"}), ("group_data/all.py", {**values, "dtype": "float16"})])
+    assert found.dtype == "float32"
+
+
+def test_what_pyinfra_reads_itself_is_left_alone(values):
+    check(values, ssh_user="root", _sudo=True)
+
+
+def test_an_unknown_key_names_the_nearest_known_one(values):
+    with pytest.raises(Refused, match=r"group_data/all.py: has an unknown key 'bandwith_limit'; .*'bandwidth_limit'"):
+        check(values, bandwith_limit=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("models", []),
+        ("models", [{"repo": "docai/x", "revision": "../x"}]),
+        ("models", [{"repo": "x", "revision": "main"}]),
+        ("models", [{"repo": "docai/x", "revision": "main", "rev": 1}]),
+        ("image", "docai/backend"),
+        ("image", "docker://-x"),
+        ("dtype", "float8"),
+        ("model_store", "srv/models"),
+        ("model_store", "/srv/../etc"),
+        ("model_store", "/srv/a b"),
+        ("model_store", "/srv/$(id)"),
+        ("push_user", "root; id"),
+        ("push_port", 0),
+        ("waves", [0]),
+        ("waves", ["120%"]),
+        ("waves", ["0%"]),
+        ("waves", []),
+        ("max_failed_hosts", -1),
+        ("max_failed_hosts", "1"),
+        ("verify", "fast"),
+        ("gpus", "some"),
+        ("gpus", -1),
+        ("fetch_deadline", 0),
+        ("egress", ["nohostport"]),
+        ("python", "python3; id"),
+    ],
+)
+def test_a_wrong_value_names_file_key_and_what_was_found(values, key, value):
+    with pytest.raises(Refused) as no:
+        check(values, **{key: value})
+    assert str(no.value).startswith("group_data/all.py: ") and key in str(no.value)
+
+
+@pytest.mark.parametrize("key", ["lock", "models", "image"])
+def test_a_missing_key_is_named(values, key):
+    del values[key]
+    with pytest.raises(Refused, match=key):
+        check(values)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("docker-daemon:docai/backend:1.0", "docai/backend:1.0"),
+        ("docker://reg.example:5000/docai/backend:1.0", "reg.example:5000/docai/backend:1.0"),
+        ("docker://reg.example:5000/docai/backend", "reg.example:5000/docai/backend:latest"),
+        ("docker://reg.example/b:1@sha256:" + "0" * 64, "reg.example/b:1"),
+    ],
+)
+def test_image_names(source, name):
+    assert settings.image_name(source) == name
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in settings.Settings.model_fields.values())
