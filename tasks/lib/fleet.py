@@ -137,7 +137,7 @@ def revive(target: Any) -> None:
 
 
 class _Sessions(BaseStateCallback):
-    def operation_host_start(self, state: Any, host: Any, op_hash: str) -> None:
+    def operation_host_start(self, state: Any, host: Any, op_hash: str) -> None:  # type: ignore[override]
         if op_hash in state.ops[host]:
             try:
                 revive(host)

@@ -280,7 +280,15 @@ def prove(lock: Lock, settings: Settings, goldens: Any):
 
 
 def smoke(target: Any, lock: Lock, settings: Settings, files: list[str], directory: str) -> Mapping[str, Any]:
-    words = ["smoke", "--store", settings.model_store, "--release", lock.id, "--deadline", settings.smoke_deadline]
+    words: list[Any] = [
+        "smoke",
+        "--store",
+        settings.model_store,
+        "--release",
+        lock.id,
+        "--deadline",
+        settings.smoke_deadline,
+    ]
     words += ["--project", f"hf-smoke-{lock.short}", "--project-directory", directory]
     for path in files:
         words += ["--file", path]
@@ -449,7 +457,15 @@ def activate(lock: Lock, settings: Settings):
     def work(host: Any) -> bool:
         stack = known["seen"]["stack"]
         project = settings.project or stack["project"]
-        words = ["activate", "--store", settings.model_store, "--release", lock.id, "--stack", settings.stack]
+        words: list[Any] = [
+            "activate",
+            "--store",
+            settings.model_store,
+            "--release",
+            lock.id,
+            "--stack",
+            settings.stack,
+        ]
         words += ["--override", stack["override"], "--project", project, "--service", settings.service]
         words += ["--deadline", settings.health_deadline, *(["--recreate"] if known.get("relinked") else [])]
         expected = compose.environment(lock, settings)

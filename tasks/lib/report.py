@@ -48,7 +48,7 @@ class Report(BaseStateCallback):
         self.state, self.roles, self.release = state, roles, release
         self.started, self.clock, self.written = time.time(), time.monotonic(), False
 
-    def host_disconnect(self, state: Any, host: Any) -> None:
+    def host_disconnect(self, state: Any, host: Any) -> None:  # type: ignore[override]
         self.write()
 
     def write(self, why: str = "") -> bool:

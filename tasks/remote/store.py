@@ -355,7 +355,8 @@ def verify(store, lock):
     for path, sha256 in paths.items():
         if hashed[path] != sha256:
             damaged[sha256] = {"what": release.names(lock, sha256), "expected": sha256, "found": hashed[path]}
-            os.rename(path, os.path.join(store, "taken", sha256))
+            # Never back into incoming/: releases still have this inode, and rsync writes in place.
+            os.unlink(path)
     root = os.path.join(store, "releases", lock.id)
     wrong = faults(root, release.tree(lock)) if os.path.isdir(root) else []
     if not damaged and not wrong and os.path.isdir(root) and not release.missing(wanted, held(store, wanted)):

@@ -1,0 +1,141 @@
+"""Admit, build, verify: what the store promises about bytes, each promise attacked."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+import release
+
+pytestmark = pytest.mark.integration
+
+
+def admit(host, document, ok=True):
+    return host.run("store", "admit", document=document, ok=ok)
+
+
+def fill(host, contents):
+    host.incoming(contents)
+    return host
+
+
+def test_admit_builds_the_release_by_hard_links(host, document, lock, contents):
+    answer = admit(fill(host, contents), document)
+    assert answer["admitted"] == sum(map(len, contents.values())) and answer["built"]
+    root = host.store / "releases" / lock.id
+    for path, sha256 in release.tree(lock).blobs.items():
+        assert (root / path).samefile(host.store / "blobs" / sha256)
+    snapshot = root / "hub/models--docai--colpali-tiny/snapshots" / ("a" * 40)
+    assert (snapshot / "nested/deep/vocab.txt").read_text() == "words"
+    assert json.loads((root / "lock.json").read_text())["models"] == document["models"]
+
+
+def test_what_is_admitted_is_roots_and_read_only(host, document, lock, contents):
+    admit(fill(host, contents), document)
+    for blob in (host.store / "blobs").iterdir():
+        assert stat.S_IMODE(blob.stat().st_mode) == 0o444 and blob.stat().st_uid == 0
+    for folder, _, _ in os.walk(host.store / "releases" / lock.id):
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o555
+
+
+def test_a_second_admit_changes_nothing(host, document, lock, contents):
+    admit(fill(host, contents), document)
+    before = (host.store / "releases" / lock.id).stat().st_ino
+    answer = admit(host, document)
+    assert answer["admitted"] == 0 and not answer["built"] and not answer["relinked"]
+    assert (host.store / "releases" / lock.id).stat().st_ino == before
+
+
+def spoil(contents, kind):
+    changed = dict(contents)
+    victim = sorted(contents)[0]
+    if kind == "missing":
+        del changed[victim]
+    elif kind == "changed":
+        changed[victim] = bytes([contents[victim][0] ^ 1]) + contents[victim][1:]
+    elif kind == "longer":
+        changed[victim] += b"!"
+    else:
+        changed["evil.py"] = b"import os"
+    return changed
+
+
+@pytest.mark.parametrize("kind", ["missing", "changed", "longer", "extra"])
+def test_missing_changed_and_extra_refuse_and_a_whole_push_mends(host, document, lock, contents, kind):
+    answer = admit(fill(host, spoil(contents, kind)), document, ok=False)
+    assert answer["error"]["what"] and answer["error"]["found"]
+    assert not (host.store / "releases" / lock.id).exists()
+    lacking = host.run("store", "ready", document=document)["missing"]
+    assert not (host.store / "incoming/evil.py").exists()
+    admit(fill(host, {sha256: contents[sha256] for sha256 in lacking}), document)
+    assert (host.store / "releases" / lock.id).is_dir()
+
+
+def test_a_link_in_incoming_is_never_followed(host, document, contents, tmp_path):
+    victim = sorted(contents)[0]
+    secret = tmp_path / "secret"
+    secret.write_bytes(contents[victim])
+    fill(host, {name: data for name, data in contents.items() if name != victim})
+    (host.store / "incoming" / victim).symlink_to(secret)
+    admit(host, document, ok=False)
+    assert not (host.store / "blobs" / victim).exists()
+
+
+def test_another_release_shares_blobs_and_brings_only_what_differs(host, document, lock, contents):
+    admit(fill(host, contents), document)
+    second = json.loads(json.dumps(document))
+    new = b"adapter, version 2"
+    sha = release.hashlib.sha256(new).hexdigest()
+    second["models"][0]["commit"] = "c" * 40
+    second["models"][0]["files"]["adapter_model.safetensors"] = {"size": len(new), "sha256": sha, "etag": sha}
+    ready = host.run("store", "ready", document=second)
+    assert ready["missing"] == {sha: len(new)}
+    host.incoming({sha: new})
+    assert admit(host, second)["admitted"] == len(new)
+    assert (host.store / "releases" / lock.id).is_dir()
+
+
+def test_a_flipped_byte_is_found_named_and_repaired_in_every_release(host, document, lock, contents):
+    admit(fill(host, contents), document)
+    victim = document["models"][0]["files"]["adapter_model.safetensors"]["sha256"]
+    blob = host.store / "blobs" / victim
+    times = blob.stat()
+    blob.write_bytes(b"Adapter")
+    os.utime(blob, ns=(times.st_atime_ns, times.st_mtime_ns))
+    answer = host.run("store", "verify", document=document)
+    assert list(answer["damaged"]) == [victim]
+    assert answer["damaged"][victim]["what"] == "docai/colpali-tiny: adapter_model.safetensors"
+    assert host.run("store", "ready", document=document)["missing"] == {victim: 7}
+    host.incoming({victim: contents[victim]})
+    assert admit(host, document)["relinked"]
+    path = f"hub/models--docai--colpali-tiny/blobs/{victim}"
+    assert (host.store / "releases" / lock.id / path).read_bytes() == b"adapter"
+    assert host.run("store", "verify", document=document)["damaged"] == {}
+
+
+def test_what_is_planted_in_a_release_is_found_and_rebuilt(host, document, lock, contents):
+    admit(fill(host, contents), document)
+    root = host.store / "releases" / lock.id
+    (root / "hub/modeling.py").write_text("import os")
+    assert host.run("store", "verify", document=document)["wrong"] == ["extra hub/modeling.py"]
+    assert admit(host, document)["built"]
+    assert not (root / "hub/modeling.py").exists()
+    assert host.run("store", "verify", document=document)["wrong"] == []
+
+
+def test_an_interrupted_admit_sends_no_byte_twice(host, document, contents):
+    fill(host, contents)
+    victim = sorted(contents)[0]
+    os.rename(host.store / "incoming" / victim, host.store / "taken" / victim)  # as a kill in the middle leaves it
+    ready = host.run("store", "ready", document=document)
+    assert ready["partial"][victim] == len(contents[victim])
+    admit(host, document)
+
+
+def test_a_forged_lock_is_refused_before_anything_moves(host, document, contents):
+    document["models"][0]["files"]["../../etc/cron.d/x.json"] = document["models"][0]["files"]["adapter_config.json"]
+    answer = admit(fill(host, contents), document, ok=False)
+    assert "no safe file name" in answer["error"]["what"]
+    assert len(list((host.store / "incoming").iterdir())) == len(contents)
