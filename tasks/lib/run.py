@@ -22,11 +22,12 @@ def inventory_name() -> str:
 
 def settings_of(target: Any) -> Settings:
     """The settings of one host, checked; the run ends here, before any host is touched, when one is wrong."""
-    data = target.data
-    layers = [("--data", data.override_data), (f"{inventory_name()}: {target.name}", data.host_data)]
-    layers.append(("group_data", data.group_data))
+    layers = [("--data", inventory.get_override_data())]
+    layers.append((f"{inventory_name()}: {target.name}", inventory.get_host_data(target.name)))
+    layers += [(f"group_data/{group}.py", inventory.get_group_data(group)) for group in reversed(target.groups)]
+    layers.append(("group_data/all.py", inventory.get_data()))
     try:
-        return check((where, values) for where, values in layers)
+        return check(layers)
     except Refused as no:
         raise PyinfraError(str(no)) from None
 

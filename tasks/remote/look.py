@@ -14,8 +14,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 STACK_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 
@@ -93,19 +93,26 @@ def gpus():
     return [{"name": r[0], "driver": r[1], "free_bytes": int(r[2]) << 20, "bytes": int(r[3]) << 20} for r in rows]
 
 
-def reached(targets):
+def reached(targets, within=2.0):
     """The targets ("name:port") that answer a TCP connection: on an air-gapped host there must be none."""
+    found = []
 
     def reach(target):
         host, _, port = target.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), timeout=3).close()
-            return True
+            socket.create_connection((host, int(port)), timeout=within).close()
+            found.append(target)
         except (OSError, ValueError):
-            return False
+            pass
 
-    with ThreadPoolExecutor(8) as pool:
-        return [target for target, yes in zip(targets, pool.map(reach, targets)) if yes]  # noqa: B905
+    # Daemon threads: a resolver without a network can take 20 s to say no, and that is no reason to wait.
+    threads = [threading.Thread(target=reach, args=(target,), daemon=True) for target in targets]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + within
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
+    return sorted(found)
 
 
 def stack(directory, service):
@@ -216,9 +223,9 @@ def main(argv):
         seen["stack"] = stack(ask["stack"], ask["service"])
         project = ask.get("project") or seen["stack"].get("project")
         seen["container"] = container(project, ask["service"]) if project and seen["docker"] else None
-    print(json.dumps(seen, ensure_ascii=True, sort_keys=True))
-    return 0
+    print(json.dumps(seen, ensure_ascii=True, sort_keys=True), flush=True)
+    os._exit(0)  # not waiting for a resolver that still asks
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

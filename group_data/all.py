@@ -1,0 +1,5 @@
+"""Values for every inventory; an inventory's own file (prod.py, lab.py) overrides them. README, Settings, has them all."""
+
+model_store = "/srv/models"
+stack = "/srv/docai"
+service = "backend"

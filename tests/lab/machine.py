@@ -1,0 +1,60 @@
+"""The outer machine: what must be installed on it, and a Docker Engine that answers. Debian 12 or 13, or Ubuntu; root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from tests.lab.images import answers, run
+
+# program -> Debian package
+NEEDS = {
+    "docker": "docker.io",
+    "dockerd": "docker.io",
+    "iptables": "iptables",
+    "debootstrap": "debootstrap",
+    "rsync": "rsync",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+    "openssl": "openssl",
+}
+
+
+def install() -> None:
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    missing = sorted({package for program, package in NEEDS.items() if not shutil.which(program)})
+    if not answers("python3", "-c", "import ensurepip"):
+        missing.append("python3-venv")
+    if not missing:
+        return
+    if os.geteuid():
+        raise SystemExit(f"lab: missing {', '.join(missing)}; run as root, or install them first")
+    print(f"lab: apt-get install {' '.join(missing)}", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run("apt-get", "update", env=environment)
+    # Debian starts an sshd on install where systemd runs; the lab needs the program alone.
+    run("apt-get", "install", "-y", "--no-install-recommends", "ca-certificates", *missing, env=environment)
+
+
+def engine(state: Path) -> None:
+    """A Docker Engine on this machine: systemd's where there is one, else started by hand; waits until it answers."""
+    if answers("docker", "info"):
+        return
+    print("lab: starting Docker Engine", flush=True)
+    if Path("/run/systemd/system").exists():
+        run("systemctl", "start", "docker")
+    else:
+        with open(state / "dockerd.log", "ab") as log:
+            subprocess.Popen(["dockerd"], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    wait("Docker Engine to answer", lambda: answers("docker", "info"), 60)
+
+
+def wait(what: str, ready, seconds: int) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"lab: waited {seconds} s for {what}")
+        time.sleep(0.25)
