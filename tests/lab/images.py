@@ -31,7 +31,9 @@ def answers(*command: object) -> bool:
 
 def built(image: str, recipe: str) -> bool:
     found = subprocess.run(
-        ["docker", "image", "inspect", "-f", '{{index .Config.Labels "lab.recipe"}}', image], capture_output=True, text=True
+        ["docker", "image", "inspect", "-f", '{{index .Config.Labels "lab.recipe"}}', image],
+        capture_output=True,
+        text=True,
     )
     return found.returncode == 0 and found.stdout.strip() == recipe
 
@@ -86,7 +88,9 @@ def build(image: str, folder: Path, *more: Path) -> None:
         context = Path(name)
         for path in [*files, *more]:
             shutil.copy(path, context / path.name)
-        bundle = Path(os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+        bundle = Path(
+            os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+        )
         shutil.copy(bundle, context / "ca.pem")
         (context / "pip.env").write_text(pip_settings())
         (context / "sources").mkdir()
@@ -98,7 +102,9 @@ def build(image: str, folder: Path, *more: Path) -> None:
 def pip_settings() -> str:
     """PIP_… of this machine for a build, as shell assignments; paths of this machine mean nothing there."""
     kept = []
-    for line in subprocess.run(["python3", "-m", "pip", "config", "list"], capture_output=True, text=True).stdout.splitlines():
+    for line in subprocess.run(
+        ["python3", "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout.splitlines():
         key, _, value = line.partition("=")
         name = key.rpartition(".")[2]
         value = value.strip("'\"")

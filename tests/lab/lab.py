@@ -44,11 +44,55 @@ def keys() -> None:
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {name}", "-f", STATE / name)
     if not (STATE / "hub.pem").exists():
         (STATE / "openssl.cnf").write_text(SERVER.format(hub=HUB))
-        new = ["openssl", "req", "-config", STATE / "openssl.cnf", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        run(*new, "-x509", "-days", 3650, "-subj", "/CN=Lab CA", "-extensions", "ca", "-keyout", STATE / "ca.key", "-out", STATE / "ca.pem")
+        new = [
+            "openssl",
+            "req",
+            "-config",
+            STATE / "openssl.cnf",
+            "-nodes",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ]
+        run(
+            *new,
+            "-x509",
+            "-days",
+            3650,
+            "-subj",
+            "/CN=Lab CA",
+            "-extensions",
+            "ca",
+            "-keyout",
+            STATE / "ca.key",
+            "-out",
+            STATE / "ca.pem",
+        )
         run(*new, "-subj", "/CN=lab-hub", "-keyout", STATE / "hub.key", "-out", STATE / "hub.csr")
-        sign = ["openssl", "x509", "-req", "-in", STATE / "hub.csr", "-CA", STATE / "ca.pem", "-CAkey", STATE / "ca.key"]
-        run(*sign, "-CAcreateserial", "-days", 3650, "-extfile", STATE / "openssl.cnf", "-extensions", "server", "-out", STATE / "hub.pem")
+        sign = [
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            STATE / "hub.csr",
+            "-CA",
+            STATE / "ca.pem",
+            "-CAkey",
+            STATE / "ca.key",
+        ]
+        run(
+            *sign,
+            "-CAcreateserial",
+            "-days",
+            3650,
+            "-extfile",
+            STATE / "openssl.cnf",
+            "-extensions",
+            "server",
+            "-out",
+            STATE / "hub.pem",
+        )
     known = [("lab-bastion", BASTION, 22), *(gpu(i) for i in range(1, 5))]
     lines = []
     for name, address, port in known:
@@ -56,7 +100,9 @@ def keys() -> None:
         lines.append(f"{address if port == 22 else f'[{address}]:{port}'} {public}\n")
     (STATE / "known_hosts").write_text("".join(lines))
     jump = f"Host 10.77.2.12\n  ProxyJump root@{BASTION}:22\nHost *\n"
-    jump += f"  IdentityFile {STATE}/id_ed25519\n  UserKnownHostsFile {STATE}/known_hosts\n  StrictHostKeyChecking yes\n"
+    jump += (
+        f"  IdentityFile {STATE}/id_ed25519\n  UserKnownHostsFile {STATE}/known_hosts\n  StrictHostKeyChecking yes\n"
+    )
     (STATE / "ssh_config").write_text(jump)
 
 
@@ -104,7 +150,20 @@ def running(name: str) -> bool:
 def start_hub() -> None:
     if running("lab-hub"):
         return
-    words = ["docker", "create", "--name", "lab-hub", "--hostname", "lab-hub", "--network", WAN[0], "--ip", HUB, "-e", "ROLE=hub"]
+    words = [
+        "docker",
+        "create",
+        "--name",
+        "lab-hub",
+        "--hostname",
+        "lab-hub",
+        "--network",
+        WAN[0],
+        "--ip",
+        HUB,
+        "-e",
+        "ROLE=hub",
+    ]
     run(*words, "-v", "lab-hub-data:/lab/data", HOST)
     for path in sorted(HERE.glob("hub*.py")):
         run("docker", "cp", path, f"lab-hub:/lab/{path.name}")
@@ -134,8 +193,12 @@ def inside(name: str, script: str, stdin: str | None = None) -> str:
 
 def authorize(name: str, user: str, home: str) -> None:
     public = (STATE / "id_ed25519.pub").read_text()
-    script = f"mkdir -p {home}/.ssh; cat > {home}/.ssh/authorized_keys; chmod 700 {home}/.ssh; chown -R {user}: {home}/.ssh"
-    inside(name, script + "; chown root: /etc/ssh/ssh_host_ed25519_key; chmod 600 /etc/ssh/ssh_host_ed25519_key", public)
+    script = (
+        f"mkdir -p {home}/.ssh; cat > {home}/.ssh/authorized_keys; chmod 700 {home}/.ssh; chown -R {user}: {home}/.ssh"
+    )
+    inside(
+        name, script + "; chown root: /etc/ssh/ssh_host_ed25519_key; chmod 600 /etc/ssh/ssh_host_ed25519_key", public
+    )
 
 
 def set_up_bastion() -> None:
@@ -149,21 +212,35 @@ def set_up_bastion() -> None:
     here, there = (
         run("docker", "image", "inspect", "-f", "{{.Id}}", BACKEND),
         subprocess.run(
-            ["docker", "exec", name, "docker", "image", "inspect", "-f", "{{.Id}}", BACKEND], capture_output=True, text=True
+            ["docker", "exec", name, "docker", "image", "inspect", "-f", "{{.Id}}", BACKEND],
+            capture_output=True,
+            text=True,
         ).stdout.strip(),
     )
     if here != there:
         print("lab: the backend image into the bastion's engine", flush=True)
         saved = subprocess.Popen(["docker", "save", BACKEND], stdout=subprocess.PIPE)
-        subprocess.run(["docker", "exec", "-i", name, "docker", "load", "-q"], stdin=saved.stdout, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["docker", "exec", "-i", name, "docker", "load", "-q"],
+            stdin=saved.stdout,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def set_up_gpu(number: int) -> None:
     name, _, _ = gpu(number)
     authorize(name, "root", "/root")
-    inside(name, "mkdir -p /srv/docai; cat > /srv/docai/docker-compose.yml", (HERE / "backend/docker-compose.yml").read_text())
+    inside(
+        name,
+        "mkdir -p /srv/docai; cat > /srv/docai/docker-compose.yml",
+        (HERE / "backend/docker-compose.yml").read_text(),
+    )
     if number == 2:
-        inside(name, "id ops >/dev/null 2>&1 || useradd -m -s /bin/bash -p '*' ops; echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops")
+        inside(
+            name,
+            "id ops >/dev/null 2>&1 || useradd -m -s /bin/bash -p '*' ops; echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops",
+        )
         authorize(name, "ops", "/home/ops")
         inside(name, "rm -f /root/.ssh/authorized_keys")
     wait(f"Docker Engine in {name}", lambda: answers("docker", "exec", name, "docker", "info"), 60)
@@ -171,7 +248,9 @@ def set_up_gpu(number: int) -> None:
 
 def model() -> None:
     """The tiny replica into the hub's volume: made by the backend image, once for each recipe."""
-    recipe = images.hashed(*sorted(HERE.glob("replica*.py")), *sorted(HERE.glob("hub_repo.py")), HERE / "backend/requirements.txt")
+    recipe = images.hashed(
+        *sorted(HERE.glob("replica*.py")), *sorted(HERE.glob("hub_repo.py")), HERE / "backend/requirements.txt"
+    )
     mounts = ["-v", "lab-hub-data:/data", "-v", f"{HERE}:/lab:ro"]
     done = ["docker", "run", "--rm", "--network", "none", *mounts, BACKEND, "grep", "-qsx", recipe, "/data/.recipe"]
     if answers(*done):
@@ -200,7 +279,11 @@ def up(gpus: int = 2) -> None:
     set_up_bastion()
     for number in range(1, gpus + 1):
         set_up_gpu(number)
-    wait("the hub to answer", lambda: answers("docker", "exec", "lab-bastion", "curl", "-fsS", "https://lab-hub/_lab/log"), 30)
+    wait(
+        "the hub to answer",
+        lambda: answers("docker", "exec", "lab-bastion", "curl", "-fsS", "https://lab-hub/_lab/log"),
+        30,
+    )
     print("lab: up", flush=True)
 
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from hub_repo import commit
 from safetensors.torch import save
 
 BASE = "docai/colpaligemma-tiny-base"
@@ -24,9 +25,7 @@ SEEDS = {"v1": 1101, "v2": 1102, "wrong": 1999}
 REFS = {"v1": ["v1", "main"], "v2": ["v2"], "wrong": ["wrong"]}
 RANK, ALPHA = 8, 8
 IMAGE_SIZE, PATCH = 112, 14
-WORDS = "what which where who when how much many is are was the of in on and or for by per page table figure revenue \
-year quarter total growth energy price bar chart red green blue circle left right small large question describe image \
-show report invoice number date".split()
+WORDS = ["what", "which", "where", "who", "when", "how", "much", "many", "is", "are", "was", "the", "of", "in", "on", "and", "or", "for", "by", "per", "page", "table", "figure", "revenue", "year", "quarter", "total", "growth", "energy", "price", "bar", "chart", "red", "green", "blue", "circle", "left", "right", "small", "large", "question", "describe", "image", "show", "report", "invoice", "number", "date"]
 
 
 # ----------------------------------------------------------------------------------------------------- tokenizer
@@ -58,7 +57,12 @@ def tokenizer_files() -> dict[str, bytes]:
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -307,11 +311,8 @@ def versions() -> list[tuple[str, str, list[str], dict[str, bytes]]]:
 
 def main(out: Path) -> None:
     for repo, version, refs, files in versions():
-        top = out / repo / "versions" / version
-        for name, content in files.items():
-            (top / name).parent.mkdir(parents=True, exist_ok=True)
-            (top / name).write_bytes(content)
-        print(f"{repo} {version} {refs}: {sum(map(len, files.values()))} bytes", file=sys.stderr)
+        sha = commit(out, repo, files, refs)
+        print(f"{repo} {version} {sha[:12]} {refs}: {sum(map(len, files.values()))} bytes", file=sys.stderr)
 
 
 if __name__ == "__main__":
