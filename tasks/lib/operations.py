@@ -29,6 +29,7 @@ from tasks.lib.settings import Settings, image_name
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("__main__.py", "engine.py", "fetch.py", "push.py", "smoke.py", "store.py", "switch.py")
 _pushes: dict[int, BoundedSemaphore] = {}
+_tools = BoundedSemaphore(1)
 
 
 # ------------------------------------------------------------------------------------------- the tool and its calls
@@ -83,13 +84,17 @@ def put(target: Any, path: str, data: bytes) -> bool:
     return fleet.run(target, move, None, 60)[0]
 
 
-def ensure_tool(target: Any) -> bool:
-    settings = report.RESULTS[target.name]["settings"]
-    if tool()[0] in (report.RESULTS[target.name]["seen"]["store"]["tools"]):
-        return True
-    folder = QuoteString(f"{settings.model_store}/tool")
-    made = fleet.run(target, StringCommand("umask 022; mkdir -p --", folder), None, 60)[0]
-    return made and put(target, tool_path(settings), tool()[1])
+def ensure_tool(target: Any) -> None:
+    """The tool on `target`, once a run; hosts that share a bastion wait for the one that brings it."""
+    settings, tools = report.RESULTS[target.name]["settings"], report.RESULTS[target.name]["seen"]["store"]["tools"]
+    with _tools:
+        if tool()[0] in tools:
+            return
+        folder = QuoteString(f"{settings.model_store}/tool")
+        made = fleet.run(target, StringCommand("umask 022; mkdir -p --", folder), None, 60)[0]
+        if not made or not put(target, tool_path(settings), tool()[1]):
+            raise Refused(target.name, "cannot write the tool", next=f"look at {settings.model_store} there")
+        tools.append(tool()[0])
 
 
 def fail(target: Any, why: str, state_word: str = "failed") -> bool:
@@ -200,8 +205,7 @@ def fetch_call(target: Any, verb: str, settings: Settings, document: str, deadli
 
 
 def set_up_bastion(target: Any, settings: Settings) -> None:
-    if not ensure_tool(target):
-        raise Refused(target.name, "cannot write the tool", next=f"look at {settings.model_store} there")
+    ensure_tool(target)
     expect(call(target, "store", "setup", "--store", settings.model_store))
 
 
@@ -263,6 +267,7 @@ def prove(lock: Lock, settings: Settings, goldens: Any):
     def work(host: Any) -> bool:
         document = json.dumps(lock.document)
         store, folder = settings.model_store, f"{settings.model_store}/state/{lock.id}"
+        set_up_bastion(host, settings)
         # The bastion has no GPU as a rule; its goldens are of its own class, and the tolerance knows.
         here = settings.model_copy(update={"gpus": 0})
         expect(call(host, "store", "admit", "--store", store, document=document, deadline=3600))
@@ -372,8 +377,8 @@ def smoke_host(target: Any, lock: Lock, settings: Settings, goldens: Any, folder
 def set_up_host(target: Any, settings: Settings) -> None:
     """The store, the tool, and a push user whose one key can write below incoming/ and nothing else."""
     bastion = fleet.bastion()
-    if not ensure_tool(target):
-        raise Refused(target.name, "cannot write the tool", next=f"look at {settings.model_store} there")
+    ensure_tool(target)
+    ensure_tool(bastion)
     hub_settings = report.RESULTS[bastion.name]["settings"]
     key = expect(call(bastion, "push", "key", "--store", hub_settings.model_store))["key"]
     source = settings.push_from or expect(call(bastion, "push", "source", "--to", address(target, settings)))["source"]

@@ -29,7 +29,7 @@ class Embedder:
     def __init__(self) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.processor = ColPaliProcessor.from_pretrained(MODEL_ID)
-        self.model = ColPali.from_pretrained(MODEL_ID, dtype=getattr(torch, DTYPE)).to(self.device).eval()
+        self.model = ColPali.from_pretrained(MODEL_ID, dtype=getattr(torch, DTYPE), device_map=self.device).eval()
         self.lock = threading.Lock()
 
     def query(self, text: str) -> list[list[float]]:
