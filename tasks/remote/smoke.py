@@ -39,7 +39,11 @@ SAME, BF16_ACROSS, BF16_FP32 = (0.9999, 0.999), (0.999, 0.99), (0.998, 0.98)
 class Outbound:
     """Counts every attempt to leave: Python's own sockets by audit hook, everything else by the kernel's counters."""
 
-    COUNTERS: typing.ClassVar = {"Ip": ("OutRequests", "OutNoRoutes"), "Tcp": ("ActiveOpens",), "Udp": ("OutDatagrams",)}
+    COUNTERS: typing.ClassVar = {
+        "Ip": ("OutRequests", "OutNoRoutes"),
+        "Tcp": ("ActiveOpens",),
+        "Udp": ("OutDatagrams",),
+    }
 
     def __init__(self):
         self.attempts = []
