@@ -339,11 +339,13 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
             found = f"damaged: {blob['what']}; expected sha256 {blob['expected']}, found {blob['found']}; it is pushed again"
             target.log_styled(found, fg="red", log_func=logger.error)
         report.record(target.name, repaired=sorted(blob["what"] for blob in damaged.values()))
-    ready = expect(call(target, "store", "ready", "--store", store, document=document))
+    bastion = fleet.bastion()
+    there = report.RESULTS[bastion.name]["settings"].model_store
+    expect(call(bastion, "push", "idle", "--store", there, "--host", target.name, deadline=120))
+    user = ("--user", settings.push_user)
+    ready = expect(call(target, "store", "ready", "--store", store, *user, document=document))
     moved = push(target, settings, ready["missing"])
-    admitted = expect(
-        call(target, "store", "admit", "--store", store, "--user", settings.push_user, document=document, deadline=3600)
-    )
+    admitted = expect(call(target, "store", "admit", "--store", store, *user, document=document, deadline=3600))
     ledger(target, lock, ready, moved, admitted)
     report.record(target.name, relinked=bool(admitted["relinked"]))
     expect(call(target, "engine", "load", "--store", store, document=document, deadline=3600))

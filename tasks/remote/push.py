@@ -2,6 +2,7 @@
 
     push key    --store S                                   make the push key once; prints the public half
     push source --to ADDRESS                                the address that the bastion has towards a host
+    push idle   --store S --host NAME               wait until no earlier push to this host runs any more
     push send   --store S --host NAME --to U@ADDRESS --port P --alias A [--limit KIB] --deadline SEC
                 (stdin: {"blobs": {sha256: size}, "known_hosts": text})
     push status --store S                                   how far each running push is, for the live display
@@ -16,10 +17,12 @@ import fcntl
 import json
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 # aes128-gcm is nearly twice as fast as ssh's default; --inplace without -W resumes in mid-file, and a killed receiver
 # leaves no dotfile. -t lets a whole file that is already there be skipped; admit's hash judges it all the same.
@@ -34,6 +37,13 @@ LITERAL = re.compile(r"Literal data: ([\d,]+)")
 SENT = re.compile(r"Total bytes sent: ([\d,]+)")
 # ssh's own words for what no second try mends.
 FINAL = ("Permission denied", "Host key verification failed", "IDENTIFICATION HAS CHANGED", "No space left")
+
+
+def deserted():
+    """Whether nobody reads our answer any more: the controller died. Its push ends too; the next run resumes it."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
 
 
 def number(text):
@@ -80,6 +90,10 @@ def rsync(args, blobs, known_hosts, status, left, sent_before):
     words, line, moved, told = [], b"", 0, 0.0
     total = sum(blobs.values())
     while chunk := os.read(process.stdout.fileno(), 65536):
+        if deserted():
+            process.terminate()
+            process.wait()
+            sys.exit(1)
         *lines, line = re.split(rb"[\r\n]", line + chunk)
         for text in lines:
             if match := PROGRESS.match(text):
@@ -96,6 +110,22 @@ def rsync(args, blobs, known_hosts, status, left, sent_before):
     return code, number(literal.group(1)) if literal else moved, number(sent.group(1)) if sent else moved, words
 
 
+@contextmanager
+def alone(store, host, within=60):
+    """One push to a host at a time; a deserted one ends within seconds of its controller."""
+    with open(os.path.join(folder(store), f"{host}.lock"), "w", encoding="ascii") as lock:
+        until = time.monotonic() + within
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > until:
+                    sys.exit(f"{host}: another push to this host has been running for {within} s; wait for it")
+                time.sleep(0.2)
+        yield
+
+
 def send(args, document):
     """Every blob of `document` is in incoming/ afterwards, as far as rsync can tell; admit proves it."""
     blobs, started = document["blobs"], time.monotonic()
@@ -104,12 +134,7 @@ def send(args, document):
     absent = [s for s, size in blobs.items() if not whole(os.path.join(args.store, "blobs", s), size)]
     if absent:
         return no(args.store, f"the bastion lacks {len(absent)} blobs", absent[0], "the deploy again, it fetches")
-    with open(f"{status}.lock", "w", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            # A killed controller leaves its push running; it ends by itself, and what it sent is kept.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(args.store, args.host):
         with open(known_hosts, "w", encoding="utf-8") as file:
             file.write(document["known_hosts"])
         moved = sent = tries = 0
@@ -155,7 +180,7 @@ def status(store):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="push")
-    parser.add_argument("verb", choices=["key", "source", "send", "status"])
+    parser.add_argument("verb", choices=["key", "source", "idle", "send", "status"])
     for option in ("--store", "--host", "--to", "--alias"):
         parser.add_argument(option)
     parser.add_argument("--port", type=int, default=22)
@@ -165,6 +190,9 @@ def main(argv):
     os.umask(0o077)
     if args.verb == "send":
         result = send(args, json.load(sys.stdin))
+    elif args.verb == "idle":
+        with alone(args.store, args.host):
+            result = {}
     elif args.verb == "source":
         result = source(args.to)
     else:

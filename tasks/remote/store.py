@@ -168,8 +168,9 @@ def held(store, wanted):
     return found
 
 
-def ready(store, lock):
+def ready(store, lock, user):
     """Before a push: remove from incoming/ and taken/ what this release does not lack (an older, interrupted push)."""
+    nobody_writes(user)
     lacking = release.missing(release.blobs(lock), held(store, release.blobs(lock)))
     swept = []
     incoming, taken = os.path.join(store, "incoming"), os.path.join(store, "taken")
@@ -446,5 +447,5 @@ def run(args):
             return image(args)
         lock = release.parse(sys.stdin.read(), "the lock from the controller")
         if args.verb == "ready":
-            return ready(args.store, lock)
+            return ready(args.store, lock, args.user)
         return admit(args.store, lock, args.user) if args.verb == "admit" else verify(args.store, lock)

@@ -1,33 +1,85 @@
-"""The lab, up: `python3 -m tests.lab up` first. These tests never start or stop it, so a failure leaves it to be looked at."""
+"""The lab, and the commands as an operator types them. Tests in this folder run in the order of their names."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.lab import lab
+
 ROOT = Path(__file__).parents[2]
-GPU_HOSTS = ("lab-gpu1", "lab-gpu2")
-MACHINES = ("lab-hub", "lab-bastion", *GPU_HOSTS)
+PYINFRA = str(Path(sys.executable).with_name("pyinfra"))
+LOCK = ROOT / "group_data/locks/lab.json"
+BASTION, GPU1, GPU2 = "lab-bastion", "lab-gpu1", "lab-gpu2"
+STORES = {BASTION: "/srv/models", GPU1: "/srv/models", GPU2: "/data/models"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything below this folder needs the lab."""
+def pytest_collection_modifyitems(items):
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if "e2e" in str(item.fspath):
             item.add_marker(pytest.mark.e2e)
 
 
-def inside(machine: str, *command: str, seconds: int = 20) -> subprocess.CompletedProcess[str]:
-    """A command in a lab machine as root, past ssh and deploy: what the tests look with. The exit code is for the caller."""
-    return subprocess.run(["docker", "exec", machine, *command], capture_output=True, text=True, timeout=seconds)
+@dataclass
+class Run:
+    code: int
+    said: str
+    report: dict
+
+    def host(self, name: str) -> dict:
+        return self.report["hosts"][name]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def lab_is_up() -> None:
-    """One clear failure instead of many puzzling ones."""
-    listed = subprocess.run(["docker", "ps", "--format", "{{.Names}}"], capture_output=True, text=True)
-    lacking = [name for name in MACHINES if name not in listed.stdout.split()]
-    if listed.returncode or lacking:
-        pytest.exit(f"the lab is not up: {', '.join(lacking)} missing. Run: python3 -m tests.lab up", returncode=1)
+def command(*words: str) -> list[str]:
+    return [PYINFRA, "-y", "inventories/lab.py", *words]
+
+
+def pyinfra(*words: str, timeout: int = 600, **environment: str) -> Run:
+    """`pyinfra -y inventories/lab.py …` in the repository; its exit code, all it said, and reports/last.json."""
+    (ROOT / "reports/last.json").unlink(missing_ok=True)
+    done = subprocess.run(
+        command(*words), cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+    )
+    path = ROOT / "reports/last.json"
+    return Run(done.returncode, done.stdout + done.stderr, json.loads(path.read_text()) if path.exists() else {})
+
+
+def on(name: str, script: str) -> str:
+    """Read back, or break something, as root on a lab machine: by docker exec, never through the code under test."""
+    return lab.inside(name, script)
+
+
+def hub(path: str, document: object) -> None:
+    """The stand-in Hub's control: faults, refs."""
+    data = json.dumps(document)
+    lab.run("docker", "exec", BASTION, "curl", "-fsS", "-X", "POST", "-d", data, f"https://lab-hub/_lab/{path}")
+
+
+def commits() -> dict[str, str]:
+    """{ref: commit} of the served model on the Hub."""
+    return json.loads(lab.run("docker", "exec", "lab-hub", "cat", "/lab/data/docai/colpali-tiny/refs.json"))
+
+
+def embedding(name: str) -> list[list[float]]:
+    """What the service on a host answers to one query, asked on the host itself."""
+    ask = 'curl -fsS -d \'{"query": "invoice number and date"}\' http://127.0.0.1:8000/embed'
+    return json.loads(on(name, ask))["embedding"]
+
+
+@pytest.fixture(scope="session")
+def machines():
+    """A fresh lab: GPU hosts that have nothing, a Hub whose branch is at version 1."""
+    lab.down()
+    lab.up()
+    hub("reset", {})
+    hub("refs", {"docai/colpali-tiny": {"main": commits()["v1"]}})
+    on(BASTION, "rm -rf /srv/models")
+    for path in (LOCK, LOCK.with_name("lab.goldens.json")):
+        path.unlink(missing_ok=True)
+    return STORES
