@@ -395,7 +395,7 @@ def address(target: Any, settings: Settings) -> str:
 def push(target: Any, settings: Settings, need: Mapping[str, int]) -> Mapping[str, Any]:
     """Bastion to host, at most `push_parallel` at once; a failure is this host's alone."""
     if not need:
-        return {"moved": 0, "sent": 0, "seconds": 0.0}
+        return {"moved": 0, "matched": 0, "sent": 0}
     bastion = fleet.bastion()
     store = report.RESULTS[bastion.name]["settings"].model_store
     port = settings.push_port or target.data.get("ssh_port") or 22
@@ -435,13 +435,13 @@ def ledger(
 ) -> None:
     """sent + there already = the lock's total, or the host fails: an exit code of 0 proves no byte."""
     total, need = sum(blobs(lock).values()), sum(ready["missing"].values())
-    there, resumed = total - need, sum(ready["partial"].values())
-    if moved["moved"] + resumed < need or there + admitted["admitted"] != total:
-        found = f"{moved['moved']} sent + {resumed} resumed + {there} there, {admitted['admitted']} admitted"
+    whole = sum(size for name, size in ready["partial"].items() if size == ready["missing"][name])
+    if moved["moved"] + moved["matched"] + whole < need or total - need + admitted["admitted"] != total:
+        found = f"{moved['moved']} sent, {moved['matched'] + whole} resumed, {total - need} there, {admitted['admitted']} admitted"
         raise Refused(
             target.name, "the ledger does not add up", f"{total} bytes in the lock", found, "the deploy again"
         )
-    report.record(target.name, there_bytes=there + resumed, moved_bytes=moved["moved"], sent_bytes=moved["sent"])
+    report.record(target.name, there_bytes=total - moved["moved"], moved_bytes=moved["moved"], sent_bytes=moved["sent"])
 
 
 def tell(target: Any, smoke: Mapping[str, Any]) -> None:

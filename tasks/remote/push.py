@@ -33,8 +33,11 @@ RSYNC = ["rsync", "-t", "--inplace", "--no-whole-file", "--chmod=F644", "--timeo
 # rsync's manual, EXIT VALUES: what a network or a rebooting host causes. The rest is wrong for ever.
 PASSING = {10, 12, 20, 23, 24, 30, 35, 255}
 PROGRESS = re.compile(rb"^\s*([\d,]+)\s+\d+%\s")
-LITERAL = re.compile(r"Literal data: ([\d,]+)")
-SENT = re.compile(r"Total bytes sent: ([\d,]+)")
+STATS = {
+    "moved": re.compile(r"Literal data: ([\d,]+)"),  # file data that went over the wire
+    "matched": re.compile(r"Matched data: ([\d,]+)"),  # file data that the host's own unfinished files held
+    "sent": re.compile(r"Total bytes sent: ([\d,]+)"),
+}
 # ssh's own words for what no second try mends.
 FINAL = ("Permission denied", "Host key verification failed", "IDENTIFICATION HAS CHANGED", "No space left")
 
@@ -79,7 +82,7 @@ def note(path, **values):
 
 
 def rsync(args, blobs, known_hosts, status, left, sent_before):
-    """One run of rsync -> (exit code, bytes of file data that went over, all bytes sent, its last words)."""
+    """One run of rsync -> (exit code, its statistics in bytes, its last words)."""
     ssh = f"{SSH} -p {args.port} -i {folder(args.store)}/id_ed25519 -o UserKnownHostsFile={known_hosts}"
     ssh += f" -o HostKeyAlias={args.alias}"
     command = ["timeout", "-k", "5", str(int(left)), *RSYNC, f"--bwlimit={args.limit}", "-e", ssh, "--files-from=-"]
@@ -105,9 +108,13 @@ def rsync(args, blobs, known_hosts, status, left, sent_before):
                 words.append(text.decode("utf-8", "replace"))
     code = process.wait()
     said = "\n".join(words)
-    literal, sent = LITERAL.search(said), SENT.search(said)
+    found = {name: pattern.search(said) for name, pattern in STATS.items()}
     # Without --stats (a cut connection) the progress is an upper bound: it counts what was skipped, too.
-    return code, number(literal.group(1)) if literal else moved, number(sent.group(1)) if sent else moved, words
+    return (
+        code,
+        {name: number(m.group(1)) if m else moved if name != "matched" else 0 for name, m in found.items()},
+        words,
+    )
 
 
 @contextmanager
@@ -137,26 +144,26 @@ def send(args, document):
     with alone(args.store, args.host):
         with open(known_hosts, "w", encoding="utf-8") as file:
             file.write(document["known_hosts"])
-        moved = sent = tries = 0
+        sums, tries = dict.fromkeys(STATS, 0), 0
         while True:
             tries += 1
             left = args.deadline - (time.monotonic() - started)
             if left < 1:
                 return no(args.host, f"push took longer than {args.deadline} s", f"{tries - 1} tries", "push_deadline")
-            code, literal, wire, words = rsync(args, blobs, known_hosts, status, left, sent)
-            moved, sent = moved + literal, sent + wire
+            code, found, words = rsync(args, blobs, known_hosts, status, left, sums["sent"])
+            sums = {name: count + found[name] for name, count in sums.items()}
             if code == 0:
                 break
             last = [w for w in words if "rsync error" not in w and "rsync: connection" not in w][-3:] or words[-3:]
             final = any(phrase in word for phrase in FINAL for word in words)
-            if code not in PASSING or final or (moved == 0 and tries == 5):
+            if code not in PASSING or final or (sums["moved"] == 0 and tries == 5):
                 return no(
                     f"{args.host} ({args.to} port {args.port})", f"rsync failed with code {code}", "; ".join(last)
                 )
             print(f"{args.host}: rsync code {code}, try {tries}: {'; '.join(last)}", file=sys.stderr)
             time.sleep(min(2**tries, 30, max(0, left)))
         os.path.exists(status) and os.unlink(status)
-    return {"ok": True, "moved": moved, "sent": sent, "tries": tries, "seconds": time.monotonic() - started}
+    return {"ok": True, **sums, "tries": tries, "seconds": time.monotonic() - started}
 
 
 def whole(path, size):
