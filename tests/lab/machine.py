@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-from tests.lab.images import answers, run
+from tests.lab.images import ROOT, answers, hashed, run
 
 # program -> Debian package
 NEEDS = {
@@ -26,7 +27,7 @@ NEEDS = {
 def install() -> None:
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     missing = sorted({package for program, package in NEEDS.items() if not shutil.which(program)})
-    if not answers("python3", "-c", "import ensurepip"):
+    if not answers(sys.executable, "-c", "import ensurepip, venv"):
         missing.append("python3-venv")
     if not missing:
         return
@@ -37,6 +38,19 @@ def install() -> None:
     run("apt-get", "update", env=environment)
     # Debian starts an sshd on install where systemd runs; the lab needs the program alone.
     run("apt-get", "install", "-y", "--no-install-recommends", "ca-certificates", *missing, env=environment)
+
+
+def environment(*requirements: Path) -> str:
+    """The Python of `.venv`, with these requirements installed; made again when they change."""
+    venv = ROOT / ".venv"
+    mark = hashed(*requirements, sys.version)
+    if not (venv / mark).exists():
+        print(f"lab: packages into {venv.name}", flush=True)
+        run(sys.executable, "-m", "venv", "--clear", venv)
+        lists = [word for path in requirements for word in ("-r", path)]
+        run(venv / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *lists)
+        (venv / mark).touch()
+    return str(venv / "bin/python")
 
 
 def engine(state: Path) -> None:

@@ -26,7 +26,17 @@ ROOMS = {
 # The remote programs run where nothing of ours is installed: the standard library and release.py, as of Python 3.9.
 REMOTE = {
     "fetch.py": {"huggingface_hub", "tenacity", "release"},
-    "smoke.py": {"huggingface_hub", "colpali_engine", "torch", "transformers", "PIL", "numpy", "peft", "release", "safetensors"},
+    "smoke.py": {
+        "huggingface_hub",
+        "colpali_engine",
+        "torch",
+        "transformers",
+        "PIL",
+        "numpy",
+        "peft",
+        "release",
+        "safetensors",
+    },
 }
 PURE = ("tasks/lib/release.py", "tasks/lib/settings.py", "tasks/lib/compose.py", "tasks/lib/fitness.py")
 

@@ -1,0 +1,25 @@
+"""All tests, on a machine that has nothing but Python and git: python3 -m tests [pytest arguments]
+
+Installs what is missing, builds the lab's images once, then: ruff, types, unit, integration, and the lab end to end.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.lab import machine
+from tests.lab.images import ROOT
+
+
+def main() -> int:
+    machine.install()
+    python = machine.environment(ROOT / "requirements.txt", ROOT / "tests/requirements.txt")
+    for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+        if subprocess.run([python, "-m", *words], cwd=ROOT).returncode:
+            return 1
+    return subprocess.run([python, "-m", "pytest", *(sys.argv[1:] or ["tests"])], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
