@@ -1,0 +1,75 @@
+"""The pure parts of the programs that run elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+
+import push
+import pytest
+import smoke
+import switch
+
+from tasks.lib import operations, report
+
+
+def golden(rows):
+    flat = [x for row in rows for x in row]
+    return {"shape": [len(rows), len(rows[0])], "f16": base64.b64encode(struct.pack(f"<{len(flat)}e", *flat)).decode()}
+
+
+def test_goldens_are_read_back_as_they_were():
+    rows = [(1.0, 0.5), (-0.25, 0.0), (0.125, 2.0)]
+    assert switch.vectors(golden(rows)) == rows
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"), [((1, 0), (2, 0), 1), ((1, 0), (0, 3), 0), ((1, 1), (-1, -1), -1), ((0, 0), (1, 0), 0)]
+)
+def test_cosine(a, b, expected):
+    assert switch.cosine(a, b) == pytest.approx(expected)
+
+
+def test_the_query_goes_into_every_string_of_the_body():
+    body = {"input": ["{query}", 3], "deep": {"q": "x {query}"}}
+    assert switch.filled(body, "why") == {"input": ["why", 3], "deep": {"q": "x why"}}
+
+
+@pytest.mark.parametrize(
+    ("ours", "goldens", "expected"),
+    [
+        ("cpu/float32", ["cpu/float32", "cuda/bfloat16"], ("cpu/float32", smoke.SAME)),
+        ("cuda/bfloat16", ["cpu/bfloat16", "cpu/float32"], ("cpu/bfloat16", smoke.BF16_ACROSS)),
+        ("cuda/bfloat16", ["cpu/float32"], ("cpu/float32", smoke.BF16_FP32)),
+        ("cpu/float32", [], None),
+    ],
+)
+def test_the_nearest_goldens_and_their_floors(ours, goldens, expected):
+    assert smoke.choose(ours, dict.fromkeys(goldens)) == expected
+
+
+def test_floors_are_read():
+    assert smoke.floors("cuda/bfloat16=0.999,0.99") == ("cuda/bfloat16", (0.999, 0.99))
+
+
+def test_rsyncs_progress_and_statistics_are_read():
+    assert push.PROGRESS.match(b"    1,234,567  45%   12.3MB/s    0:00:03").group(1) == b"1,234,567"
+    assert push.number(push.STATS["moved"].search("Literal data: 12,345 bytes").group(1)) == 12345
+
+
+def test_the_tool_is_its_content():
+    name, data = operations.tool()
+    operations.tool.cache_clear()
+    assert operations.tool() == (name, data)
+
+
+def test_the_report_keeps_failures_last_and_gives_the_retry(capsys):
+    rows = {"a": {"state": "failed", "why": "because [x]"}, "b": {"state": "active", "why": ""}}
+    fields = ("release", "total_bytes", "moved_bytes", "verified", "cosine", "latency_ms", "outbound_attempts")
+    hosts = {name: {**dict.fromkeys(fields), "role": "gpu", **row} for name, row in rows.items()}
+    report.show({"release": "f" * 64, "hosts": hosts, "seconds": 1.0, "retry": "pyinfra -y x deploy.py"}, ["a"])
+    said = capsys.readouterr().err
+    assert said.index("│ b") < said.index("│ a") and "a: because [x]" in said
+    assert "1 of 2 as asked" in said and "pyinfra -y x deploy.py" in said
+    json.dumps(hosts)
