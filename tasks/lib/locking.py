@@ -67,6 +67,8 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
         report.record(target.name, state=state_word, why="; ".join(news))
         return True
     models = old["models"] if keep and old else new["models"]
+    for repo, names in sorted(new["left_out"].items()):
+        logger.info(f"    {repo}: left out {', '.join(names) or 'nothing'}")
     image = operations.export_image(target, settings, None)
     serve = {"model": settings.models[0].repo, "family": settings.family}
     serve |= {"dtype": settings.dtype, "attention": settings.attention}

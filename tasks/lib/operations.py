@@ -347,7 +347,7 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
     moved = push(target, settings, ready["missing"])
     admitted = expect(call(target, "store", "admit", "--store", store, *user, document=document, deadline=3600))
     ledger(target, lock, ready, moved, admitted)
-    report.record(target.name, relinked=bool(admitted["relinked"]))
+    report.record(target.name, recreate=bool(admitted["relinked"] or admitted["replaced"]))
     expect(call(target, "engine", "load", "--store", store, document=document, deadline=3600))
     return smoke_host(target, lock, settings, goldens, folder)
 
@@ -455,7 +455,7 @@ def activate(lock: Lock, settings: Settings):
     """Switch the service to the release by one program on the host, which reverts by itself when it is not healthy."""
     known = report.RESULTS[host.name]
     text = compose.override(lock, settings, tool_path(settings), True)
-    if fitness.active(known["seen"], settings, lock, text) and not known.get("relinked"):
+    if fitness.active(known["seen"], settings, lock, text) and not known.get("recreate"):
         changed = known.get("moved_bytes") or known.get("repaired")
         report.record(host.name, confirmed=True, state="active" if changed else "unchanged")
         host.noop("the service runs this release")
@@ -474,7 +474,7 @@ def activate(lock: Lock, settings: Settings):
             settings.stack,
         ]
         words += ["--override", stack["override"], "--project", project, "--service", settings.service]
-        words += ["--deadline", settings.health_deadline, *(["--recreate"] if known.get("relinked") else [])]
+        words += ["--deadline", settings.health_deadline, *(["--recreate"] if known.get("recreate") else [])]
         expected = compose.environment(lock, settings)
         probe = settings.probe.model_dump() if settings.probe else None
         document = json.dumps({"who": who(), "why": "deploy", "probe": probe, "expect_env": expected})

@@ -373,9 +373,22 @@ def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def full_name(name: str) -> str:
+    """An image's name as Docker means it: docker.io/library/ in front of what names no registry."""
+    first, slash, _ = name.partition("/")
+    if slash and (first == "localhost" or "." in first or ":" in first):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
+
+
 def _oci(image: Image) -> dict[str, str]:
     manifest = {"mediaType": image.media_type, "digest": f"sha256:{image.manifest.sha256}", "size": image.manifest.size}
-    manifest["annotations"] = {"org.opencontainers.image.ref.name": image.tag, "io.containerd.image.name": image.tag}
+    # containerd's store takes names as they stand here, and `docker` then looks for the full one.
+    names = {
+        "org.opencontainers.image.ref.name": image.tag.rpartition(":")[2],
+        "io.containerd.image.name": full_name(image.tag),
+    }
+    manifest["annotations"] = names
     # Docker Engine's `load` reads this one; an OCI layout without it is refused up to Engine 26 with the classic store.
     legacy = {
         "Config": f"blobs/sha256/{image.config.sha256}",

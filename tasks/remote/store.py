@@ -312,7 +312,7 @@ def build(store, lock):
             if changed := relink(store, path, other):
                 relinked[name] = changed
     if os.path.isdir(root) and not faults(root, tree):
-        return {"built": False, "relinked": relinked}
+        return {"built": False, "replaced": False, "relinked": relinked}
     staged = os.path.join(store, "releases", f".{lock.id}.new")
     if os.path.lexists(staged):
         shutil.rmtree(staged)
@@ -332,12 +332,14 @@ def build(store, lock):
     for folder, _, _ in os.walk(staged):
         os.chmod(folder, 0o555)
         sync_directory(folder)
-    if os.path.isdir(root):  # not as its lock says, and nothing can be proven about it: set aside, never patched
-        os.rename(root, os.path.join(store, "taken", f"{lock.id}.{int(time.time())}"))
+    aside = os.path.isdir(root)
+    if aside:
+        # Not as its lock says, and never patched. A container may have it mounted, so it stays until nothing uses it.
+        os.rename(root, os.path.join(store, "releases", f".{lock.id}.{int(time.time())}.aside"))
     os.rename(staged, root)
     sync_directory(os.path.dirname(root))
     stamp(store, lock.id, "admit")
-    return {"built": True, "relinked": relinked}
+    return {"built": True, "replaced": aside, "relinked": relinked}
 
 
 def stamp(store, release_id, how):

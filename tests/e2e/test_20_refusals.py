@@ -172,3 +172,24 @@ def test_smoke_sees_the_network_used(deployed):
     change = "import socket, threading\nreal = smoke.pages\ndef leak():\n    try: socket.getaddrinfo('huggingface.co', 443)\n    except OSError: pass\n    return real()\nsmoke.pages = leak"
     answer = smoke_in_image(change)
     assert failing(answer) == {"no outbound attempt"} and "huggingface.co" in str(answer["checks"])
+
+
+def test_without_an_engine_on_the_bastion_goldens_must_be_accepted(deployed):
+    on(BASTION, "pkill -x dockerd; for i in $(seq 50); do pgrep -x dockerd >/dev/null || break; sleep 0.2; done")
+    good = json.loads(GOLDENS.read_text())
+    GOLDENS.unlink()
+    ids = container(GPU1), container(GPU2)
+    try:
+        stopped = pyinfra("deploy.py")
+        assert stopped.code == 1 and (container(GPU1), container(GPU2)) == ids
+        assert f"tasks/lock.py --data accept_goldens_from={GPU1}" in stopped.host(GPU1)["why"]
+        accepted = pyinfra("tasks/lock.py", "--data", f"accept_goldens_from={GPU1}")
+        assert accepted.code == 0, accepted.said[-2000:]
+        assert json.loads(GOLDENS.read_text())["classes"].keys() == good["classes"].keys()
+        again = pyinfra("deploy.py")
+        assert again.code == 0, again.said[-3000:]
+    finally:
+        on(
+            BASTION,
+            "rm -f /run/docker.pid /run/docker/containerd/containerd.pid; setsid dockerd --log-level error >/var/log/dockerd.log 2>&1 </dev/null &",
+        )

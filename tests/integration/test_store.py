@@ -120,8 +120,12 @@ def test_what_is_planted_in_a_release_is_found_and_rebuilt(host, document, lock,
     root = host.store / "releases" / lock.id
     (root / "hub/modeling.py").write_text("import os")
     assert host.run("store", "verify", document=document)["wrong"] == ["extra hub/modeling.py"]
-    assert admit(host, document)["built"]
+    answer = admit(host, document)
+    assert answer["built"] and answer["replaced"]
     assert not (root / "hub/modeling.py").exists()
+    # a container may still have the old tree mounted
+    host.run("store", "ready", document=document)
+    assert list((host.store / "releases").glob(f".{lock.id}.*.aside/hub/modeling.py"))
     assert host.run("store", "verify", document=document)["wrong"] == []
 
 

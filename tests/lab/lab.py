@@ -33,7 +33,7 @@ authorityKeyIdentifier = keyid
 
 
 def gpu(number: int) -> tuple[str, str, int]:
-    """(name, address, ssh port) of a GPU host; the second one is unlike the others: user ops, another port and store."""
+    """(name, address, ssh port) of a GPU host; the second one is unlike the others: user ops, another port, another path, containerd's image store."""
     return f"lab-gpu{number}", f"{AIRGAP[1]}.{10 + number}", 2222 if number == 2 else 22
 
 
@@ -179,7 +179,15 @@ def start_host(name: str, address: str, port: int, network: str) -> None:
     if running(name):
         return
     words = ["docker", "create", "--name", name, "--hostname", name, "--network", network, "--ip", address, *powers()]
-    words += ["-e", "ROLE=host", "-e", f"SSH_PORT={port}", "-v", f"{name}-docker:/var/lib/docker", "--tmpfs", "/run"]
+    words += [
+        "-e",
+        "ROLE=host",
+        "-e",
+        f"SSH_PORT={port}",
+        "-e",
+        f"CONTAINERD_STORE={'true' if port == 2222 else 'false'}",
+    ]
+    words += ["-v", f"{name}-docker:/var/lib/docker", "--tmpfs", "/run"]
     run(*words, HOST)
     run("docker", "cp", STATE / f"host_{name}", f"{name}:/etc/ssh/ssh_host_ed25519_key")
     run("docker", "cp", STATE / f"host_{name}.pub", f"{name}:/etc/ssh/ssh_host_ed25519_key.pub")

@@ -202,3 +202,17 @@ def test_waves_hold_every_host_once_and_in_order(count, sizes, expected):
     plan = release.waves(hosts, sizes)
     assert [len(wave) for wave in plan] == expected
     assert [name for wave in plan for name in wave] == hosts
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("docai/backend:1", "docker.io/docai/backend:1"),
+        ("backend:1", "docker.io/library/backend:1"),
+        ("reg.example/docai/backend:1", "reg.example/docai/backend:1"),
+        ("localhost/backend:1", "localhost/backend:1"),
+        ("reg:5000/backend:1", "reg:5000/backend:1"),
+    ],
+)
+def test_full_image_names(name, full):
+    assert release.full_name(name) == full

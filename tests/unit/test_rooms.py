@@ -68,6 +68,13 @@ def test_remote_programs_need_nothing_of_ours_but_release(path):
     assert strangers(path, REMOTE.get(path.name, {"release"}), set()) == set()
 
 
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "tasks/remote").glob("*.py")), ROOT / "tasks/lib/release.py"], ids=lambda path: path.name
+)
+def test_what_runs_elsewhere_is_python_3_9(path):
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_pure_rooms_do_no_io(name):
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
