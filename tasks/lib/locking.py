@@ -9,6 +9,7 @@ from pyinfra import host, logger
 from pyinfra.api import operation
 
 from tasks.lib import locks, operations, report, run
+from tasks.lib.calls import call, expect, fail, guarded
 from tasks.lib.release import FORMAT, Refused, parse, release_id, write
 from tasks.lib.settings import Settings
 
@@ -19,7 +20,7 @@ def upstream(target: Any, settings: Settings) -> dict[str, Any]:
     operations.ensure_venv(target, settings)
     models = [model.model_dump() for model in settings.models]
     document = operations.hub(settings, models=models)
-    return dict(operations.expect(operations.fetch_call(target, "resolve", settings, document, 900)))
+    return dict(expect(operations.fetch_call(target, "resolve", settings, document, 900)))
 
 
 def moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -51,9 +52,9 @@ def lock(settings: Settings):
         try:
             settle(host, settings, old, wanted, dry=True)
         except Refused as no:
-            operations.fail(host, str(no))
+            fail(host, str(no))
         return
-    yield operations.guarded(work)
+    yield guarded(work)
 
 
 def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: dict[str, str], dry: bool) -> bool:
@@ -89,11 +90,9 @@ def accept_goldens(settings: Settings):
 
     def work(host: Any) -> bool:
         lock = locks.read_lock(settings, "INVENTORY")
-        found = operations.expect(
-            operations.call(host, "engine", "embeddings", "--store", settings.model_store, "--release", lock.id)
-        )
+        found = expect(call(host, "engine", "embeddings", "--store", settings.model_store, "--release", lock.id))
         locks.Goldens(settings).save(lock, found["embeddings"])
         report.record(host.name, state="locked", release=lock.id)
         return True
 
-    yield operations.guarded(work)
+    yield guarded(work)

@@ -1,4 +1,4 @@
-"""What should be: one fat operation a phase. The only place where commands are built.
+"""What should be: one fat operation a phase. The only place where commands are built, with calls.py.
 
 Every operation records evidence for the gates, and fails its own host alone: bad news about one host is `return False`
 inside a FunctionCommand, never an exception, which would end the run for all.
@@ -7,13 +7,10 @@ inside a FunctionCommand, never an exception, which would end the run for all.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import time
-import zipfile
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,109 +19,13 @@ from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
 from tasks.lib import compose, fitness, fleet, report
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.display import Pushes
 from tasks.lib.release import Lock, Refused, blobs, image_blobs, missing, model_blobs, say
 from tasks.lib.settings import Settings, image_name
 
-ROOT = Path(__file__).parent.parent
-PROGRAMS = ("__main__.py", "engine.py", "fetch.py", "push.py", "smoke.py", "store.py", "switch.py")
+PINS = Path(__file__).parent.parent / "remote" / "requirements.txt"
 _pushes: dict[int, BoundedSemaphore] = {}
-_tools = BoundedSemaphore(1)
-
-
-# ------------------------------------------------------------------------------------------- the tool and its calls
-
-
-@cache
-def tool() -> tuple[str, bytes]:
-    """(name, bytes) of the zip of remote programs; the same sources give the same bytes, so its name is its content."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in [*(ROOT / "remote" / name for name in PROGRAMS), ROOT / "lib" / "release.py"]:
-            info = zipfile.ZipInfo(path.name, (2020, 1, 1, 0, 0, 0))
-            info.external_attr = 0o644 << 16
-            archive.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED)
-    data = packed.getvalue()
-    return f"tool-{hashlib.sha256(data).hexdigest()[:12]}.pyz", data
-
-
-def tool_path(settings: Settings) -> str:
-    return f"{settings.model_store}/tool/{tool()[0]}"
-
-
-def call(target: Any, program: str, *words: Any, document: str | None = None, deadline: int = 600) -> dict[str, Any]:
-    """Run a program of the tool on `target`; its JSON, or {"ok": False, "error": …} when it gave none. Never raises."""
-    settings = report.RESULTS[target.name]["settings"]
-    command = StringCommand(
-        # coreutils' timeout as well: pyinfra's own leaves the remote process running.
-        f"timeout -k 10 {deadline + 30} python3",
-        QuoteString(tool_path(settings)),
-        program,
-        *[QuoteString(str(word)) for word in words],
-    )
-    ok, output = fleet.run(target, command, document, deadline + 60)
-    try:
-        answer = json.loads(output.stdout_lines[-1])
-    except (IndexError, ValueError):
-        said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
-        answer = {"ok": False, "error": {"where": target.name, "what": f"`{program}` gave no answer", "found": said}}
-    if answer.get("ok") and not ok:
-        answer = {"ok": False, "error": {"where": target.name, "what": f"`{program}` failed after its answer"}}
-    return answer
-
-
-def put(target: Any, path: str, data: bytes) -> bool:
-    """Write a small file on `target`: staged beside, checked by digest, renamed."""
-    digest = hashlib.sha256(data).hexdigest()
-    staged = f"{path}.{os.getpid()}.put"
-    if not target.connector.put_file(io.BytesIO(data), staged, **fleet.elevation(target)):
-        return False
-    check = StringCommand("echo", QuoteString(f"{digest}  {staged}"), "| sha256sum -c --quiet && chmod 0644 --")
-    move = StringCommand(check, QuoteString(staged), "&& mv -T --", QuoteString(staged), QuoteString(path))
-    return fleet.run(target, move, None, 60)[0]
-
-
-def ensure_tool(target: Any) -> None:
-    """The tool on `target`, once a run; hosts that share a bastion wait for the one that brings it."""
-    settings, tools = report.RESULTS[target.name]["settings"], report.RESULTS[target.name]["seen"]["store"]["tools"]
-    with _tools:
-        if tool()[0] in tools:
-            return
-        folder = QuoteString(f"{settings.model_store}/tool")
-        made = fleet.run(target, StringCommand("umask 022; mkdir -p --", folder), None, 60)[0]
-        if not made or not put(target, tool_path(settings), tool()[1]):
-            raise Refused(target.name, "cannot write the tool", next=f"look at {settings.model_store} there")
-        tools.append(tool()[0])
-
-
-def fail(target: Any, why: str, state_word: str = "failed") -> bool:
-    report.record(target.name, state=state_word, why=why)
-    target.log_styled(why, fg="red", log_func=logger.error)
-    return False
-
-
-def guarded(work: Callable[[Any], bool]) -> FunctionCommand:
-    """`work(host)` as a command whose refusals and connection errors fail this host alone, in one clear line."""
-
-    def run(state: Any, host: Any) -> bool:
-        started = time.monotonic()
-        try:
-            return work(host)
-        except Refused as no:
-            return fail(host, say(no.error))
-        finally:
-            known = report.RESULTS.setdefault(host.name, {})
-            known["seconds"] = round((known.get("seconds") or 0) + time.monotonic() - started, 1)
-
-    return FunctionCommand(run, (), {})
-
-
-def expect(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The answer of a program, or Refused with its reason."""
-    if not answer.get("ok"):
-        error = answer.get("error") or {}
-        raise Refused(*(str(error.get(key, "")) for key in ("where", "what", "expected", "found", "next")))
-    return answer
 
 
 # -------------------------------------------------------------------------------------------------------- preflight
@@ -158,7 +59,7 @@ def hub(settings: Settings, **more: Any) -> str:
 
 def ensure_venv(target: Any, settings: Settings) -> None:
     """fetch's own Python environment on the bastion, with pinned packages, built once for each set of pins."""
-    pins = (ROOT / "remote" / "requirements.txt").read_bytes()
+    pins = PINS.read_bytes()
     mark = hashlib.sha256(pins).hexdigest()[:12]
     venv = f"{settings.model_store}/venv-{mark}"
     store = QuoteString(settings.model_store)
@@ -185,7 +86,7 @@ def ensure_venv(target: Any, settings: Settings) -> None:
 
 def fetch_call(target: Any, verb: str, settings: Settings, document: str, deadline: int) -> dict[str, Any]:
     """`fetch` runs in the venv; the rest of the tool needs the standard library alone."""
-    mark = hashlib.sha256((ROOT / "remote" / "requirements.txt").read_bytes()).hexdigest()[:12]
+    mark = hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]
     command = StringCommand(
         f"timeout -k 10 {deadline + 60}",
         QuoteString(f"{settings.model_store}/venv-{mark}/bin/python"),
@@ -478,8 +379,8 @@ def activate(lock: Lock, settings: Settings):
         expected = compose.environment(lock, settings)
         probe = settings.probe.model_dump() if settings.probe else None
         document = json.dumps({"who": who(), "why": "deploy", "probe": probe, "expect_env": expected})
-        # twice the deadline: once to get healthy, once to revert
-        answer = call(host, "switch", *words, document=document, deadline=2 * settings.health_deadline + 120)
+        # its own deadline to get healthy, and then up to five minutes to revert
+        answer = call(host, "switch", *words, document=document, deadline=2 * settings.health_deadline + 420)
         if not answer.get("ok"):
             return fail(host, say(answer.get("error") or {}), answer.get("state") or "failed")
         report.record(host.name, confirmed=True, state="active", probe=answer.get("probe"))

@@ -302,7 +302,7 @@ def activate(host, args, ask):
             else {"where": "activate", "what": f"{type(error).__name__}: {error}"}
         )
         logs = host.logs()
-        state = revert(host, intent, args.deadline)
+        state = revert(host, intent)
         return {"ok": False, "state": state, "error": {**error, "where": f"{state}: {error['where']}"}, "logs": logs}
     confirm(host, intent)
     changed = not was or was["Id"] != found["Id"] or old != args.release
@@ -326,11 +326,13 @@ def confirm(host, intent):
     remove(host.pending)
 
 
-def revert(host, intent, deadline):
+def revert(host, intent):
     """Put back what was; -> "withdrawn", or "frozen" when that fails too: then nothing more is tried."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     host.journal("revert", to=intent["from"])
+    # A short deadline is for the new release; the old one has been healthy before and may take its time.
+    deadline = max(intent["deadline"], 300)
     try:
         if intent["had_override"]:
             write(host.override, read(host.before))
@@ -364,7 +366,7 @@ def recover(host):
     if there.record("current") == intent["to"] and intent["from"] != intent["to"]:
         confirm(there, intent)
         return "confirmed"
-    return revert(there, intent, intent["deadline"])
+    return revert(there, intent)
 
 
 def main(argv):

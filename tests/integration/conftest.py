@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import release
 
-from tasks.lib.operations import tool
+from tasks.lib.calls import tool
 from tests.unit.conftest import DOCUMENT, file
 
 USER = "hfpushtest"

@@ -11,7 +11,7 @@ import pytest
 import smoke
 import switch
 
-from tasks.lib import operations, report
+from tasks.lib import calls, report
 
 
 def golden(rows):
@@ -59,9 +59,9 @@ def test_rsyncs_progress_and_statistics_are_read():
 
 
 def test_the_tool_is_its_content():
-    name, data = operations.tool()
-    operations.tool.cache_clear()
-    assert operations.tool() == (name, data)
+    name, data = calls.tool()
+    calls.tool.cache_clear()
+    assert calls.tool() == (name, data)
 
 
 def test_the_report_keeps_failures_last_and_gives_the_retry(capsys):

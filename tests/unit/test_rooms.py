@@ -21,6 +21,7 @@ ROOMS = {
     "tasks/lib/locks.py": (set(), {"release", "settings"}),
     "tasks/lib/report.py": ({"pyinfra", "rich"}, {"fitness", "release"}),
     "tasks/lib/display.py": ({"gevent", "rich"}, {"fitness"}),
+    "tasks/lib/calls.py": ({"pyinfra", "gevent"}, {"release", "settings", "fleet", "report"}),
     "tasks/lib/fleet.py": ({"pyinfra", "gevent", "paramiko"}, {"release", "facts", "report"}),
 }
 # The remote programs run where nothing of ours is installed: the standard library and release.py, as of Python 3.9.
@@ -54,7 +55,7 @@ def imports(path: Path) -> set[str]:
 
 def strangers(path: Path, libraries: set[str], ours: set[str]) -> set[str]:
     allowed = STANDARD | libraries
-    own = {LIB + name for name in ours}
+    own = {LIB + name for name in ours} | {LIB.rstrip(".")}
     return {name for name in imports(path) if name.split(".")[0] not in allowed and name not in own}
 
 
