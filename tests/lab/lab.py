@@ -139,9 +139,17 @@ def networks() -> None:
             run("docker", "network", "create", "--subnet", f"{prefix}.0/24", "--gateway", f"{prefix}.1", *more, name)
 
 
+def owner() -> str:
+    """Which clone a lab belongs to: containers hold this one's keys."""
+    return images.hashed(STATE / "id_ed25519.pub")
+
+
 def running(name: str) -> bool:
     """Whether the container runs; one that stopped is started again (its disk is as it was: a power cut)."""
-    found = subprocess.run(["docker", "inspect", "-f", "{{.State.Running}}", name], capture_output=True, text=True)
+    template = '{{.State.Running}} {{index .Config.Labels "lab.owner"}}'
+    found = subprocess.run(["docker", "inspect", "-f", template, name], capture_output=True, text=True)
+    if found.returncode == 0 and found.stdout.split()[-1] != owner():
+        raise SystemExit(f"lab: {name} belongs to another clone. Run there or here first: python3 -m tests.lab down")
     if found.returncode == 0 and "true" not in found.stdout:
         run("docker", "start", name)
     return found.returncode == 0
