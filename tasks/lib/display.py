@@ -27,7 +27,6 @@ class Pushes:
         self.console = Console(file=sys.stderr)
         self.tasks: dict[str, Any] = {}
         self.said: dict[str, float] = {}
-        self.seen: dict[str, tuple[float, int]] = {}
 
     @classmethod
     def of(cls, look: Callable[[], dict[str, Any]]) -> Pushes:
@@ -74,11 +73,10 @@ class Pushes:
 
     def lines(self, running: dict[str, Any]) -> None:
         for name, entry in sorted(running.items()):
-            start, first = self.seen.setdefault(name, (entry["time"], entry["done"]))
             if time.monotonic() - self.said.get(name, 0) < LINES:
                 continue
             self.said[name] = time.monotonic()
-            rate = (entry["done"] - first) / (entry["time"] - start) if entry["time"] > start else 0
+            rate = entry["done"] / entry["seconds"] if entry["seconds"] else 0
             left = f"{(entry['total'] - entry['done']) / rate:.0f} s left" if rate else "time left unknown"
             done = f"{size(entry['done'])} of {size(entry['total'])}"
             self.console.print(f"    [{name}] push: {done}, {size(rate)}/s, {left}", markup=False, highlight=False)

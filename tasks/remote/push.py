@@ -77,11 +77,11 @@ def source(address):
 
 def note(path, **values):
     with open(f"{path}.new", "w", encoding="ascii") as file:
-        json.dump({**values, "time": time.time()}, file)
+        json.dump(values, file)
     os.rename(f"{path}.new", path)
 
 
-def rsync(args, blobs, known_hosts, status, left, sent_before):
+def rsync(args, blobs, known_hosts, status, left):
     """One run of rsync -> (exit code, its statistics in bytes, its last words)."""
     ssh = f"{SSH} -p {args.port} -i {folder(args.store)}/id_ed25519 -o UserKnownHostsFile={known_hosts}"
     ssh += f" -o HostKeyAlias={args.alias}"
@@ -90,7 +90,7 @@ def rsync(args, blobs, known_hosts, status, left, sent_before):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     process.stdin.write("".join(f"{sha256}\n" for sha256 in sorted(blobs)).encode())
     process.stdin.close()
-    words, line, moved, told = [], b"", 0, 0.0
+    words, line, moved, told, started = [], b"", 0, 0.0, time.monotonic()
     total = sum(blobs.values())
     while chunk := os.read(process.stdout.fileno(), 65536):
         if deserted():
@@ -103,7 +103,7 @@ def rsync(args, blobs, known_hosts, status, left, sent_before):
                 moved = number(match.group(1).decode())
                 if time.monotonic() - told > 0.5:
                     told = time.monotonic()
-                    note(status, host=args.host, done=moved, total=total, sent=sent_before)
+                    note(status, host=args.host, done=moved, total=total, seconds=time.monotonic() - started)
             elif text.strip():
                 words.append(text.decode("utf-8", "replace"))
     code = process.wait()
@@ -150,7 +150,7 @@ def send(args, document):
             left = args.deadline - (time.monotonic() - started)
             if left < 1:
                 return no(args.host, f"push took longer than {args.deadline} s", f"{tries - 1} tries", "push_deadline")
-            code, found, words = rsync(args, blobs, known_hosts, status, left, sums["sent"])
+            code, found, words = rsync(args, blobs, known_hosts, status, left)
             sums = {name: count + found[name] for name, count in sums.items()}
             if code == 0:
                 break
@@ -175,7 +175,7 @@ def no(where, what, found, next=""):
 
 
 def status(store):
-    """{host: {done, total, sent, time}} of the pushes that run now (bytes, epoch seconds)."""
+    """{host: {host, done, total, seconds}} of the pushes that run now (bytes; seconds since this try began)."""
     running = {}
     for name in os.listdir(folder(store)):
         if name.endswith(".json"):
