@@ -63,7 +63,9 @@ def say(error: Mapping[str, str]) -> str:
         text += f"; expected {error['expected']}"
     if error.get("found"):
         text += f", found {error['found']}"
-    return text + (f". Next: {error['next']}" if error.get("next") else "")
+    text += f". Next: {error['next']}" if error.get("next") else ""
+    # The words may be a container's or a Hub's: nothing in them may steer a terminal.
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 # ---------------------------------------------------------------------------------------------- names from a Hub

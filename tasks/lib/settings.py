@@ -98,7 +98,7 @@ class Settings(Strict):
     push_deadline: Seconds = Field(14400, description="seconds for one host's push, retries included")
 
     smoke_deadline: Seconds = Field(900, description="seconds for the smoke test of one host")
-    tolerance: dict[str, list[float]] = Field(
+    tolerance: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
         {}, description="cosine floors [mean, 1st percentile] by class, as `{'cuda/bfloat16': [0.999, 0.99]}`"
     )
     health_deadline: Seconds = Field(

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -122,6 +123,15 @@ def setup(args):
 
 def push_user(args):
     """`args.user` with one key that can only run rrsync, write-only, below incoming/. It cannot change that itself."""
+    # Both come from the bastion, which is not trusted: a line break here would be a second key, without our limits.
+    if not re.fullmatch(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}", args.key):
+        raise Refused(
+            "push key", "is no plain public key", "ssh-ed25519 …", ascii(args.key[:80]), "look at the bastion"
+        )
+    if not re.fullmatch(r"\*|[0-9A-Fa-f.:]+(/\d+)?", args.source):
+        raise Refused(
+            "push_from", "is no address", "an IP address or network, or *", ascii(args.source[:80]), "push_from"
+        )
     home = f"/var/lib/{args.user}"
     changed = []
     try:

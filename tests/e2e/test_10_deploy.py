@@ -171,7 +171,8 @@ def test_version_2_moves_only_what_differs_and_answers_otherwise(machines):
     assert second != first and embedding(GPU2) == second
 
 
-def test_sigterm_ends_with_a_table_and_143(machines):
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_with_a_table_and_its_code(machines, name, code):
     process = subprocess.Popen(
         command("deploy.py", "--data", "verify=full"),
         cwd=ROOT,
@@ -180,10 +181,10 @@ def test_sigterm_ends_with_a_table_and_143(machines):
         text=True,
     )
     time.sleep(3)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.Signals[name])
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 143
-    assert "stopped by SIGTERM" in said and "Again, when mended: pyinfra -y" in said
+    assert process.returncode == code
+    assert f"stopped by {name}" in said and "Again, when mended: pyinfra -y" in said
     assert pyinfra("deploy.py").code == 0
 
 

@@ -102,3 +102,17 @@ def test_the_push_user_cannot_change_its_own_key(sshd):
         ["setpriv", "--reuid", USER, "--clear-groups", "sh", "-c", f"echo x >> {path}"], capture_output=True
     )
     assert done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("ssh-ed25519 AAAA\nssh-ed25519 BBBB", "*"),
+        ("ssh-ed25519 AAAA", '*" ssh-rsa AAAA'),
+        ('command="sh" ssh-ed25519 AAAA', "*"),
+    ],
+)
+def test_a_bastion_that_lies_gets_no_second_key(host, key, source):
+    answer = host.run("store", "setup", "--user", USER, "--key", key, "--from", source, ok=False)
+    assert "is no" in answer["error"]["what"]
+    assert not os.path.exists(f"/var/lib/{USER}/.ssh/authorized_keys")

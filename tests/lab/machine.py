@@ -36,6 +36,8 @@ def install() -> None:
     print(f"lab: apt-get install {' '.join(missing)}", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run("apt-get", "update", env=environment)
+    if "docker.io" in missing and answers("apt-cache", "show", "docker-cli"):
+        missing.append("docker-cli")  # a package of its own since Debian 13
     # Debian starts an sshd on install where systemd runs; the lab needs the program alone.
     run("apt-get", "install", "-y", "--no-install-recommends", "ca-certificates", *missing, env=environment)
 

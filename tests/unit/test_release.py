@@ -216,3 +216,7 @@ def test_waves_hold_every_host_once_and_in_order(count, sizes, expected):
 )
 def test_full_image_names(name, full):
     assert release.full_name(name) == full
+
+
+def test_nothing_in_a_message_steers_a_terminal():
+    assert "\x1b" not in release.say({"where": "x", "what": "\x1b[2J", "found": "\x07a"})

@@ -53,6 +53,7 @@ def test_an_unknown_key_names_the_nearest_known_one(values):
         ("waves", []),
         ("max_failed_hosts", -1),
         ("max_failed_hosts", "1"),
+        ("tolerance", {"cpu/float32": [0.9]}),
         ("verify", "fast"),
         ("gpus", "some"),
         ("gpus", -1),
