@@ -18,7 +18,9 @@ def main() -> int:
     for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
         if subprocess.run([python, "-m", *words], cwd=ROOT).returncode:
             return 1
-    return subprocess.run([python, "-m", "pytest", *(sys.argv[1:] or ["tests"])], cwd=ROOT).returncode
+    return subprocess.run(
+        [python, "-m", "pytest", *(sys.argv[1:] or ["tests/unit", "tests/integration", "tests/e2e"])], cwd=ROOT
+    ).returncode
 
 
 if __name__ == "__main__":

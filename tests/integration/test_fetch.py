@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -43,8 +44,8 @@ def hub(tmp_path):
         server.server_close()
 
 
-def fetch(host, hub, verb, ok=True, token=None, deadline=60, **more):
-    document = {"token": token, "endpoint": hub["endpoint"], "xet": False, **more}
+def fetch(host, hub, verb, ok=True, token=None, deadline=60, xet=False, **more):
+    document = {"token": token, "endpoint": hub["endpoint"], "xet": xet, **more}
     return host.run("fetch", verb, "--deadline", deadline, document=document, ok=ok)
 
 
@@ -235,3 +236,39 @@ def test_too_little_space_is_said_before_the_first_byte(hub, host, locked, tmp_p
 def test_the_hub_answers_at_all(hub):
     with urllib.request.urlopen(f"{hub['endpoint']}/api/models/{ADAPTER}") as answer:
         assert json.load(answer)["id"] == ADAPTER
+
+
+@pytest.fixture
+def cas(tmp_path, hub):
+    """A real Xet store that holds the base's weights. `local://` is an undocumented scheme of hf-xet: without it, skip."""
+    import hf_xet
+
+    path = (
+        hub["root"]
+        / BASE
+        / "commits"
+        / json.loads((hub["root"] / BASE / "refs.json").read_text())["main"]
+        / "model.safetensors"
+    )
+    (tmp_path / "cas").mkdir()
+    try:
+        with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{tmp_path}/cas") as upload:
+            handle = upload.start_upload_file(str(path))
+        found = re.search(r'hash="([0-9a-f]{64})"', repr(handle.result())).group(1)
+    except Exception as error:
+        pytest.skip(f"hf-xet has no local store any more: {error}")
+    return {"cas": f"local://{tmp_path}/cas", "hashes": {"model.safetensors": found}}
+
+
+@pytest.mark.parametrize("xet", [True, False])
+def test_xet_brings_the_same_bytes_and_can_be_switched_off(host, hub, locked, cas, xet):
+    stand_in.FAULTS["xet"] = cas
+    stand_in.LOG.clear()
+    fetch(host, hub, "download", lock=locked, xet=xet)
+    assert release.hashlib.sha256(BIG).hexdigest() in blobs(host)
+    by_http = [
+        e for e in stand_in.LOG if e["cdn"] and e["path"].endswith("/model.safetensors") and e["method"] == "GET"
+    ]
+    assert bool(by_http) is not xet
+    assert any("xet-read-token" in entry["path"] for entry in stand_in.LOG) is xet
+    assert not any(path.is_symlink() for path in (host.store / "blobs").iterdir())

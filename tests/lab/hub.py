@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hub_repo import is_lfs, move
 
 # The faults, off at first. drop: bytes after which a download breaks ("fin" or "rst" by drop_by), busy: {count, status,
-# after} for answers of the CDN, corrupt/truncate: a path whose bytes are wrong, stall: seconds before each chunk.
+# after} for answers of the CDN, corrupt/truncate: a path whose bytes are wrong, stall: seconds before each chunk,
+# xet: {cas, hashes} to offer files by Xet.
 FAULTS: dict = {}
 LOG: list[dict] = []
 LOCK = threading.Lock()
@@ -115,6 +116,9 @@ class Hub(BaseHTTPRequestHandler):
         files = self.files(repo, sha)
         if rest[:1] == ["tree"]:
             return self.answer(200, [self.entry(name, file) for name, file in files])
+        if rest[:1] == ["xet-read-token"]:
+            token = {"X_Xet_Cas_Url": FAULTS["xet"]["cas"], "X_Xet_Access_Token": "lab"}
+            return self.answer(200, b"{}", X_Xet_Token_Expiration=str(int(time.time()) + 3600), **token)
         siblings = [{"rfilename": name} for name, _ in files]
         gated = "manual" if self.settings(repo).get("gated") else False
         about = {"_id": sha, "id": repo, "modelId": repo, "sha": sha, "private": False, "gated": gated, "tags": []}
@@ -195,6 +199,10 @@ class Hub(BaseHTTPRequestHandler):
         }
         host = (self.headers.get("Host") or "localhost").partition(":")[0]
         where = f"{self.scheme}://{host}:{self.cdn_port}/{repo}/{sha}/{name}"
+        xet = FAULTS.get("xet") or {"hashes": {}}
+        if name in xet["hashes"]:
+            link = f'<{self.scheme}://{self.headers["Host"]}/api/models/{repo}/xet-read-token/{sha}>; rel="xet-auth"'
+            linked |= {"X_Xet_Hash": xet["hashes"][name], "Link": link}
         return self.answer(302, b"", Location=where, ETag=f'"{entry["oid"]}"', **linked)
 
     def cdn(self, path: str) -> None:
