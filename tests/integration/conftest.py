@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -16,9 +17,13 @@ import pytest
 import release
 
 from tasks.lib.calls import tool
+from tests.lab import hub as stand_in
+from tests.lab.hub_repo import commit
 from tests.unit.conftest import DOCUMENT, file
 
 USER = "hfpushtest"
+ADAPTER, BASE = "docai/colpali-tiny", "docai/base"
+BIG = os.urandom(3 << 20)
 
 
 class Machine:
@@ -120,3 +125,47 @@ def sshd(tmp_path, host, bastion):
     assert pwd.getpwnam(USER)
     subprocess.run(["userdel", USER], check=True)
     shutil.rmtree(f"/var/lib/{USER}")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    root = tmp_path / "hub"
+    base = {"config.json": b'{"model_type": "colpali"}', "model.safetensors": BIG, "README.md": b"x"}
+    adapter = {
+        "adapter_config.json": json.dumps({"base_model_name_or_path": BASE}).encode(),
+        "adapter_model.safetensors": b"adapter",
+        "checkpoint-10/optimizer.pt": b"pickle",
+        "modeling.py": b"import os",
+    }
+    commit(root, BASE, base, ["main"])
+    commit(root, ADAPTER, adapter, ["main"])
+    hub, cdn = stand_in.serve(root, 0, 0, bind="127.0.0.1")
+    stand_in.FAULTS.clear()
+    stand_in.LOG.clear()
+    yield {"root": root, "endpoint": f"http://127.0.0.1:{hub.server_address[1]}", "adapter": adapter, "base": base}
+    stand_in.FAULTS.clear()
+    for server in (hub, cdn):
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def cas(tmp_path, hub):
+    """A real Xet store that holds the base's weights. `local://` is an undocumented scheme of hf-xet: without it, skip."""
+    import hf_xet
+
+    path = (
+        hub["root"]
+        / BASE
+        / "commits"
+        / json.loads((hub["root"] / BASE / "refs.json").read_text())["main"]
+        / "model.safetensors"
+    )
+    (tmp_path / "cas").mkdir()
+    try:
+        with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{tmp_path}/cas") as upload:
+            handle = upload.start_upload_file(str(path))
+        found = re.search(r'hash="([0-9a-f]{64})"', repr(handle.result())).group(1)
+    except Exception as error:
+        pytest.skip(f"hf-xet has no local store any more: {error}")
+    return {"cas": f"local://{tmp_path}/cas", "hashes": {"model.safetensors": found}}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
 import time
@@ -13,35 +11,12 @@ import urllib.request
 import pytest
 import release
 
+from tests.integration.conftest import ADAPTER, BASE, BIG
 from tests.lab import hub as stand_in
 from tests.lab.hub_repo import commit, move
 
 pytestmark = pytest.mark.integration
-ADAPTER, BASE = "docai/colpali-tiny", "docai/base"
 TOKEN = "hf_good_member"
-BIG = os.urandom(3 << 20)
-
-
-@pytest.fixture
-def hub(tmp_path):
-    root = tmp_path / "hub"
-    base = {"config.json": b'{"model_type": "colpali"}', "model.safetensors": BIG, "README.md": b"x"}
-    adapter = {
-        "adapter_config.json": json.dumps({"base_model_name_or_path": BASE}).encode(),
-        "adapter_model.safetensors": b"adapter",
-        "checkpoint-10/optimizer.pt": b"pickle",
-        "modeling.py": b"import os",
-    }
-    commit(root, BASE, base, ["main"])
-    commit(root, ADAPTER, adapter, ["main"])
-    hub, cdn = stand_in.serve(root, 0, 0, bind="127.0.0.1")
-    stand_in.FAULTS.clear()
-    stand_in.LOG.clear()
-    yield {"root": root, "endpoint": f"http://127.0.0.1:{hub.server_address[1]}", "adapter": adapter, "base": base}
-    stand_in.FAULTS.clear()
-    for server in (hub, cdn):
-        server.shutdown()
-        server.server_close()
 
 
 def fetch(host, hub, verb, ok=True, token=None, deadline=60, xet=False, **more):
@@ -236,28 +211,6 @@ def test_too_little_space_is_said_before_the_first_byte(hub, host, locked, tmp_p
 def test_the_hub_answers_at_all(hub):
     with urllib.request.urlopen(f"{hub['endpoint']}/api/models/{ADAPTER}") as answer:
         assert json.load(answer)["id"] == ADAPTER
-
-
-@pytest.fixture
-def cas(tmp_path, hub):
-    """A real Xet store that holds the base's weights. `local://` is an undocumented scheme of hf-xet: without it, skip."""
-    import hf_xet
-
-    path = (
-        hub["root"]
-        / BASE
-        / "commits"
-        / json.loads((hub["root"] / BASE / "refs.json").read_text())["main"]
-        / "model.safetensors"
-    )
-    (tmp_path / "cas").mkdir()
-    try:
-        with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{tmp_path}/cas") as upload:
-            handle = upload.start_upload_file(str(path))
-        found = re.search(r'hash="([0-9a-f]{64})"', repr(handle.result())).group(1)
-    except Exception as error:
-        pytest.skip(f"hf-xet has no local store any more: {error}")
-    return {"cas": f"local://{tmp_path}/cas", "hashes": {"model.safetensors": found}}
 
 
 @pytest.mark.parametrize("xet", [True, False])

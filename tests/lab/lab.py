@@ -309,8 +309,9 @@ def containers() -> list[str]:
 
 def down() -> None:
     """Remove containers, networks and the GPU hosts' disks; images and the bastion's engine stay as a cache."""
-    if not answers("docker", "info"):
-        return
+    machine.install()
+    STATE.mkdir(exist_ok=True)
+    machine.engine(STATE)  # a stopped engine still holds the lab of an earlier day
     names = containers()
     if names:
         run("docker", "rm", "-f", *names)
