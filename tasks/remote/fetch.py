@@ -63,7 +63,8 @@ def only_one(store):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise Refused(store, "is being fetched into", "no other fetch", file.read(80), "wait for it") from None
+            holder = file.read(80) or "one that starts this moment"
+            raise Refused(store, "is being fetched into", "no other fetch", holder, "wait for it") from None
         file.truncate(0)
         file.write(f"pid {os.getpid()} since {time.strftime('%FT%TZ', time.gmtime())}")
         file.flush()

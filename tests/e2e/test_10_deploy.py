@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, ROOT, STORES, command, commits, embedding, hub, on, pyinfra
+from tests.lab import lab
 
 POISON = "hf_good_poison_4f1e"
 
@@ -180,9 +181,17 @@ def test_a_signal_ends_with_a_table_and_its_code(machines, name, code):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    time.sleep(3)
-    process.send_signal(signal.Signals[name])
-    said, _ = process.communicate(timeout=30)
+    said = ""
+    for line in process.stdout:  # the run is under way, and a host that hangs keeps it there
+        said += line
+        if "Starting operation" in line:
+            break
+    lab.run("docker", "pause", GPU2)
+    try:
+        process.send_signal(signal.Signals[name])
+        said += process.communicate(timeout=30)[0]
+    finally:
+        lab.run("docker", "unpause", GPU2)
     assert process.returncode == code
     assert f"stopped by {name}" in said and "Again, when mended: pyinfra -y" in said
     assert pyinfra("deploy.py").code == 0

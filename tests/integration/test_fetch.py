@@ -173,7 +173,8 @@ def test_a_second_fetch_says_who_holds_the_store(host, hub, locked):
     first.stdin.write(json.dumps(document))
     first.stdin.close()
     deadline = time.monotonic() + 20
-    while not (host.store / "fetch" / "home").exists() and not any("resolve" in e["path"] for e in stand_in.LOG):
+    note = host.store / ".fetch.lock"
+    while not (note.exists() and note.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     answer = fetch(host, hub, "download", lock=locked, ok=False)
