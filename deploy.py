@@ -7,45 +7,53 @@ lock → fetch → prove → stage (push, admit, smoke) → activate. Gates betw
 
 from pyinfra import host, state
 
-from tasks.lib import fleet, operations, release, report, run
+from tasks.lib import fleet, report, run
 from tasks.lib.locks import Goldens, read_lock
+from tasks.lib.operations.checking import preflight
+from tasks.lib.operations.fetching import fetch, prove
+from tasks.lib.operations.leasing import lease
+from tasks.lib.operations.staging import stage
+from tasks.lib.operations.switching import activate, withdraw
 
 settings = run.open_run()
 lock = run.refuse(read_lock, settings, run.inventory_name())
 goldens = Goldens(settings)
-report.install(state, run.roles(), lock.id)
+plan = run.plan(settings.waves)
+report.install(state, run.roles(), lock.id, plan=lambda: plan)
 
 bastion = fleet.bastion().name
-gpus = [target.name for target in fleet.targets()]
-everyone = list(run.roles())
-on_bastion = host.name == bastion
+gpus = run.in_service()
+everyone = [name for name in run.roles() if name == bastion or name in gpus]
+on_bastion, failures = host.name == bastion, settings.max_failed_hosts
 
-operations.preflight(name="Preflight", problems=run.look(lock))
-fleet.gate(name="Gate: every host is fit", before=everyone, after=everyone, key="fit")
+if host.name in everyone:
+    preflight(name="Preflight", problems=run.look(lock, run.whole_fleet_at_once(plan)))
+    fleet.gate(name="Gate: every host is fit", before=everyone, after=everyone, key="fit")
+
+if host.name in gpus:
+    lease(name="Lease", settings=settings, release=lock.id, why="deploy", needed=lambda: run.changes(lock, goldens))
+if gpus and host.name in everyone:
+    fleet.gate(name="Gate: the hosts are ours", before=gpus, after=everyone, key="leased")
 
 if on_bastion:
-    operations.fetch(name="Fetch", lock=lock, settings=settings)
-    operations.prove(name="Prove", lock=lock, settings=settings, goldens=goldens)
-if bastion in everyone:
+    fetch(name="Fetch", lock=lock, settings=settings)
+    prove(name="Prove", lock=lock, settings=settings, goldens=goldens)
+if bastion in everyone and host.name in everyone:
     fleet.gate(name="Gate: the release is proven", before=[bastion], after=everyone, key="proven")
 
-if not on_bastion:
-    operations.stage(name="Stage: push, admit, smoke", lock=lock, settings=settings, goldens=goldens)
-if gpus:
-    fleet.gate(
-        name="Gate: staged everywhere", before=gpus, after=gpus, key="staged", max_failed=settings.max_failed_hosts
-    )
+if host.name in gpus:
+    stage(name="Stage: push, admit, smoke", lock=lock, settings=settings, goldens=goldens)
+    fleet.gate(name="Gate: staged everywhere", before=gpus, after=gpus, key="staged", max_failed=failures)
 
-plan = release.waves(gpus, settings.waves)
 for number, wave in host.loop(list(enumerate(plan, 1))):
-    if host.name in wave:
-        operations.activate(name=f"Activate: wave {number}", lock=lock, settings=settings)
+    so_far = [name for earlier in plan[:number] for name in earlier]
     after = [name for later in plan[number:] for name in later]
+    if host.name in wave:
+        activate(name=f"Activate: wave {number}", lock=lock, settings=settings)
+    back = {"stop": [], "withdraw-wave": wave, "withdraw-all": so_far}[settings.on_failure]
+    if host.name in back:
+        withdraw(name=f"Withdraw: wave {number}, if it failed", settings=settings, hosts=back)
     if after and host.name in [bastion, *wave, *after]:
         fleet.gate(
-            name=f"Gate: wave {number} is confirmed",
-            before=wave,
-            after=after,
-            key="confirmed",
-            max_failed=settings.max_failed_hosts,
+            name=f"Gate: wave {number} is confirmed", before=wave, after=after, key="confirmed", max_failed=failures
         )

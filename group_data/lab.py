@@ -9,4 +9,5 @@ dtype = "float32"
 gpus = 0
 egress = ["lab-hub:443", "10.77.1.5:443"]
 waves = [1, "100%"]
+soak = 2
 probe = {"url": "http://127.0.0.1:8000/embed", "body": {"query": "{query}"}, "answer": "embedding"}

@@ -7,7 +7,8 @@
 
 from pyinfra import host, state
 
-from tasks.lib import fleet, locking, report, run
+from tasks.lib import fleet, report, run
+from tasks.lib.operations import locking
 
 settings = run.open_run()
 bastion = fleet.bastion().name

@@ -25,7 +25,8 @@ from tasks.lib.release import Refused, say
 from tasks.lib.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("__main__.py", "engine.py", "fetch.py", "push.py", "smoke.py", "store.py", "switch.py")
+# What look.py finds, it finds without us: it travels as text (facts.py).
+PROGRAMS = sorted(path.name for path in (ROOT / "remote").glob("*.py") if path.name != "look.py")
 _tools = BoundedSemaphore(1)
 
 
@@ -46,24 +47,44 @@ def tool_path(settings: Settings) -> str:
     return f"{settings.model_store}/tool/{tool()[0]}"
 
 
-def call(target: Any, program: str, *words: Any, document: str | None = None, deadline: int = 600) -> dict[str, Any]:
-    """Run a program of the tool on `target`; its JSON, or {"ok": False, "error": …} when it gave none. Never raises."""
+def options(**values: Any) -> list[str]:
+    """Keywords as a command's options: True is a flag, None and False are left out, a list repeats its option."""
+    words = []
+    for key, value in values.items():
+        name = f"--{key.rstrip('_').replace('_', '-')}"
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is True:
+                words.append(name)
+            elif each is not None and each is not False:
+                words += [name, str(each)]
+    return words
+
+
+def call(
+    target: Any, *program: str, document: str | None = None, deadline: int = 600, python: str = "python3", **more: Any
+) -> dict[str, Any]:
+    """Run a program of the tool on `target`'s store; its JSON, or {"ok": False, "error": …} when it gave none.
+
+    `deadline` (seconds) bounds it there and here; `more` are its options. Never raises.
+    """
     settings = report.RESULTS[target.name]["settings"]
+    words = [*program, *options(store=settings.model_store, **more)]
     command = StringCommand(
         # coreutils' timeout as well: pyinfra's own leaves the remote process running.
-        f"timeout -k 10 {deadline + 30} python3",
+        f"timeout -k 10 {deadline + 30}",
+        QuoteString(python),
         QuoteString(tool_path(settings)),
-        program,
-        *[QuoteString(str(word)) for word in words],
+        *[QuoteString(word) for word in words],
     )
     ok, output = fleet.run(target, command, document, deadline + 60)
     try:
         answer = json.loads(output.stdout_lines[-1])
     except (IndexError, ValueError):
+        what = f"`{' '.join(program)}` gave no answer"
         said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
-        answer = {"ok": False, "error": {"where": target.name, "what": f"`{program}` gave no answer", "found": said}}
+        answer = {"ok": False, "error": {"where": target.name, "what": what, "found": said}}
     if answer.get("ok") and not ok:
-        answer = {"ok": False, "error": {"where": target.name, "what": f"`{program}` failed after its answer"}}
+        answer = {"ok": False, "error": {"where": target.name, "what": f"`{program[0]}` failed after its answer"}}
     return answer
 
 
@@ -97,18 +118,21 @@ def fail(target: Any, why: str, state_word: str = "failed") -> bool:
     return False
 
 
-def guarded(work: Callable[[Any], bool]) -> FunctionCommand:
-    """`work(host)` as a command whose refusals and connection errors fail this host alone, in one clear line."""
+def guarded(work: Callable[[Any], bool], phase: str = "") -> FunctionCommand:
+    """`work(host)` as a command whose refusals and connection errors fail this host alone, in one clear line.
+
+    Its time goes into the report, under the name of its phase.
+    """
 
     def run(state: Any, host: Any) -> bool:
-        started = time.monotonic()
+        started, good = time.time(), False
         try:
-            return work(host)
+            good = work(host)
+            return good
         except Refused as no:
             return fail(host, say(no.error))
         finally:
-            known = report.RESULTS.setdefault(host.name, {})
-            known["seconds"] = round((known.get("seconds") or 0) + time.monotonic() - started, 1)
+            report.phase(host.name, phase, started, time.time(), good)
 
     return FunctionCommand(run, (), {})
 

@@ -37,6 +37,11 @@ def environment(lock: Lock, settings: Settings) -> dict[str, str]:
     }
 
 
+def environment_of(override: str, service: str) -> dict[str, str]:
+    """What an override asks to stand in the environment of the service's process: what an activation checks."""
+    return dict(yaml.safe_load(override)["services"][service]["environment"])
+
+
 def override(lock: Lock, settings: Settings, tool: str, goldens: bool) -> str:
     """The override file: the service with its mount, environment, image and GPUs; and the `smoke` service beside it."""
     service = _common(lock, settings)

@@ -153,38 +153,3 @@ def _gpus(seen: Seen, settings: Settings) -> list[str]:
 
 def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdigit()]
-
-
-def staged(seen: Seen, lock: Lock, override: str) -> bool:
-    """Whether this host has proven this very release with this very override before: nothing to push, admit or smoke."""
-    about = seen["store"]["states"].get(lock.id) or {}
-    smoke = about.get("smoke") or {}
-    return (
-        not lacking(seen, lock)
-        and lock.id in (seen["store"]["releases"] or [])
-        and bool(about.get("verified"))
-        and smoke.get("ok") is True
-        and about.get("override") == override
-        and bool(seen["docker"])
-        and lock.image.tag in seen["docker"]["images"]
-    )
-
-
-def active(seen: Seen, settings: Settings, lock: Lock, override: str) -> bool:
-    """Whether the service runs this release now: record, override in place, container, its health, mount and label."""
-    container = seen.get("container") or {}
-    stack = seen.get("stack") or {}
-    return (
-        seen["store"]["current"] == lock.id
-        and (stack.get("overrides") or {}).get(stack.get("override")) == override
-        and container.get("state") == "running"
-        and container.get("health") in (None, "healthy")
-        and container.get("release") == lock.id
-        and container.get("mounts", {}).get(settings.hf_home) == f"{settings.model_store}/releases/{lock.id}"
-    )
-
-
-def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
-    """Whether the last hash of this release is too old (`verify_max_age`) for it to be activated on its word."""
-    verified = (seen["store"]["states"].get(lock.id) or {}).get("verified") or {}
-    return now - verified.get("epoch", 0) > settings.verify_max_age

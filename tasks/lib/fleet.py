@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import gevent
 from gevent.lock import BoundedSemaphore
 from paramiko import SSHException
 from pyinfra import host, inventory, logger, state
 from pyinfra.api import BaseStateCallback, FunctionCommand, StringCommand, operation
 from pyinfra.api.exceptions import ConnectError, PyinfraError
-from pyinfra.connectors.util import CommandOutput
+from pyinfra.connectors.util import CommandOutput, make_unix_command_for_host
 
 from tasks.lib import report
+from tasks.lib.release import Refused
 
 # All that pyinfra does on a host goes through one ssh transport, and sshd allows ten sessions on it; one is kept for
 # SFTP, one for the display.
@@ -37,10 +40,17 @@ def bastion() -> Any:
     return hosts[0]
 
 
+def out_of_service() -> dict[str, str]:
+    """{host: reason} of the GPU hosts that are left out of everything until their `out_of_service` is taken away."""
+    every = [h for h in inventory.get_group("gpu_hosts") if state.is_host_in_limit(h)]
+    return {h.name: str(h.data.get("out_of_service")) for h in every if h.data.get("out_of_service")}
+
+
 def targets() -> list[Any]:
     """The GPU hosts of this run, in the inventory's order."""
-    found = [h for h in inventory.get_group("gpu_hosts") if state.is_host_in_limit(h)]
-    if not found and not state.is_host_in_limit(bastion()):
+    away = out_of_service()
+    found = [h for h in inventory.get_group("gpu_hosts") if state.is_host_in_limit(h) and h.name not in away]
+    if not found and not away and not state.is_host_in_limit(bastion()):
         raise PyinfraError("no host of this inventory is meant; is there a typing error in --limit?")
     return found
 
@@ -57,15 +67,20 @@ def refuse_flags(argv: Sequence[str]) -> None:
 
 @operation(is_idempotent=False)
 def gate(before: Sequence[str], after: Sequence[str], key: str, max_failed: int = 0):
-    """Hosts in `after` stop here unless all but `max_failed` hosts in `before` hold evidence `key` from this run."""
+    """Hosts in `after` stop here unless all but `max_failed` hosts in `before` hold evidence `key` from this run.
+
+    Failures count over the whole fleet: a host of a later wave that failed earlier is one, too.
+    """
     if not before:
         raise PyinfraError(f"a gate waits for {key!r} of no host at all; is there a typing error in --limit?")
     if not state.is_executing or host.name not in after:
         return
     lacking = [name for name in before if not report.evidence(name, key) and name != host.name]
+    failed = {each.name for each in state.failed_hosts} & {each.name for each in targets()}
+    lacking += sorted(failed - set(lacking) - {host.name})
     own = host.name in before and not report.evidence(host.name, key)
     if not own and len(lacking) <= max_failed:
-        host.noop(f"{len(before) - len(lacking)} of {len(before)} {key}")
+        host.noop(f"{sum(report.evidence(name, key) for name in before)} of {len(before)} {key}")
         return
 
     def hold(state: Any, host: Any) -> bool:
@@ -110,6 +125,51 @@ def elevation(target: Any) -> dict[str, Any]:
     return {key: target.data.get(key) for key in keys if target.data.get(key) is not None}
 
 
+# ----------------------------------------------------------------------------------------------------------- leases
+
+
+class Leases:
+    """What this run holds on the hosts, each by a process there that ends when it no longer hears us."""
+
+    SPEAK = 5.0  # seconds; remote/lease.py ends after thirty without a word
+
+    def __init__(self) -> None:
+        self.channels: dict[str, Any] = {}
+
+    def take(self, target: Any, command: StringCommand) -> str:
+        """Start the holder; -> its one line of answer."""
+        with _connecting:
+            revive(target)
+        words = make_unix_command_for_host(state, target, command, **elevation(target)).get_raw_value()
+        try:
+            stdin, stdout, stderr = target.connector.client.exec_command(words)
+            stdout.channel.settimeout(60)
+            answer = stdout.readline()
+        except (TimeoutError, OSError, SSHException, EOFError) as error:
+            raise Refused(target.name, "gives no lease", found=f"{type(error).__name__}: {error}") from None
+        # paramiko closes a channel whose files are forgotten
+        self.channels[target.name] = (stdin, stdout, stderr)
+        gevent.spawn(self.speak, stdin)
+        return answer
+
+    def speak(self, stdin: Any) -> None:
+        while True:
+            gevent.sleep(self.SPEAK)
+            try:
+                stdin.write("\n")
+                stdin.flush()
+            except (OSError, SSHException, EOFError):
+                return
+
+    def held(self, target: Any) -> bool:
+        """Whether our holder on the host still runs."""
+        files = self.channels.get(target.name)
+        return files is not None and not files[1].channel.exit_status_ready() and not files[1].channel.closed
+
+
+leases = Leases()
+
+
 # --------------------------------------------------------------------------------------------------------- sessions
 
 
@@ -134,6 +194,25 @@ def revive(target: Any) -> None:
         target.connected = False
     target.connect(reason="needed", raise_exceptions=True)
     tune(target)
+
+
+@contextmanager
+def fresh(target: Any) -> Iterator[None]:
+    """Work on `target` over a connection made now: what still works over an old one may have locked everybody else out."""
+    old, new = target.connector, type(target.connector)(state, target)
+    try:
+        with _connecting:
+            new.connect()
+    except ConnectError as error:
+        back = "it puts the old release back by itself; look at the host's network and sshd"
+        raise Refused(target.name, "takes no new connection", found=str(error), next=back) from None
+    target.connector = new
+    try:
+        yield
+    finally:
+        target.connector = old
+        if new.client is not None:
+            new.client.close()
 
 
 class _Sessions(BaseStateCallback):

@@ -35,8 +35,8 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
         raise Refused(
             str(path), "was made for other models than the settings ask for", str(wanted), str(dict(lock.asked)), mend
         )
-    for key in ("dtype", "attention", "family"):
-        if lock.serve.get(key) != getattr(settings, key):
+    for key in ("dtype", "attention", "family", "smoke_command"):
+        if lock.serve.get(key, []) != getattr(settings, key):
             raise Refused(str(path), f"has another {key}", getattr(settings, key), str(lock.serve.get(key)), mend)
     return lock
 
@@ -61,6 +61,7 @@ class Goldens:
     def text(self, lock: Lock) -> str:
         return self.path.read_text(encoding="ascii")
 
-    def save(self, lock: Lock, embeddings: Mapping[str, Any]) -> None:
-        document = {"release": lock.id, "classes": {embeddings["class"]: embeddings}}
+    def save(self, lock: Lock, embeddings: Mapping[str, Any] | None) -> None:
+        classes = {embeddings["class"]: embeddings} if embeddings else {}  # a smoke command may embed nothing
+        document = {"release": lock.id, "classes": classes}
         replace(self.path, json.dumps(document, sort_keys=True, indent=1) + "\n")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -306,6 +305,24 @@ def image_blobs(lock: Lock) -> dict[str, int]:
     return {blob.sha256: blob.size for blob in (lock.image.manifest, lock.image.config, *lock.image.layers)}
 
 
+# Files of a repository that cannot change an embedding.
+BESIDE = ("generation_config.json", "README.md")
+
+
+def space(lock: Lock) -> str:
+    """The id of the embedding space, 12 hex: releases with the same id may answer one index.
+
+    It is made from what decides a vector: the models' files (weights, tokenizer, processor), which one is served, how it
+    is pooled (family) and its dtype; not from commits, so a commit that changes only a README is the same space.
+    """
+    files = {
+        model.repo: {path: file.sha256 for path, file in model.files.items() if path not in BESIDE}
+        for model in lock.models
+    }
+    decides = {"files": files, **{key: lock.serve.get(key) for key in ("model", "family", "dtype")}}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode("ascii")).hexdigest()[:12]
+
+
 def missing(wanted: Mapping[str, int], have: Mapping[str, int]) -> dict[str, int]:
     """wanted − have, by digest *and* size: a blob of the wrong length is as good as none."""
     return {sha256: size for sha256, size in wanted.items() if have.get(sha256) != size}
@@ -320,102 +337,6 @@ def names(lock: Lock, sha256: str) -> str:
     return ", ".join(found) or "no file of the release"
 
 
-# -------------------------------------------------------------------------------------------- the release's tree
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A release's directory as data; all paths relative to it.
-
-    blobs: path -> sha256 (hard links); links: path -> target of a relative symlink; texts: path -> content.
-    """
-
-    blobs: Mapping[str, str]
-    links: Mapping[str, str]
-    texts: Mapping[str, str]
-
-
-def tree(lock: Lock) -> Tree:
-    """The directory of a release: lock.json, a complete Hugging Face cache of these models alone, an OCI layout.
-
-    Layout of the cache: huggingface_hub 2.4 (file_download.py, _tree_cache.py). refs/main has no newline: with one,
-    the client's own lookup fails.
-    """
-    hard: dict[str, str] = {}
-    links: dict[str, str] = {}
-    texts: dict[str, str] = {"lock.json": write({**lock.document, "asked": {}})}
-    for model in lock.models:
-        top = f"hub/{model.folder}"
-        for path, file in model.files.items():
-            hard[f"{top}/blobs/{file.etag}"] = file.sha256
-            up = "../" * (2 + path.count("/"))
-            links[f"{top}/snapshots/{model.commit}/{path}"] = f"{up}blobs/{file.etag}"
-        texts[f"{top}/refs/main"] = model.commit
-        texts[f"{top}/trees/{model.commit}.json"] = _listing(model)
-        texts.update({f"{top}/.no_exist/{model.commit}/{name}": "" for name in model.absent})
-    hard.update({f"image/blobs/sha256/{sha256}": sha256 for sha256 in image_blobs(lock)})
-    texts.update({f"image/{name}": text for name, text in _oci(lock.image).items()})
-    return Tree(hard, links, texts)
-
-
-def _listing(model: Model) -> str:
-    """The client's own listing of a commit, of what the release takes: it then names a missing file offline."""
-    files = {}
-    for path, file in sorted(model.files.items()):
-        files[path] = {"size": file.size, "blob_id": file.etag}
-        if file.etag == file.sha256:
-            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
-            files[path] = {"size": file.size, "blob_id": git_sha1(pointer.encode())}
-            files[path].update({"lfs_sha256": file.sha256, "lfs_size": file.size})
-    return json.dumps({"format_version": 1, "files": files}, indent=1)
-
-
 def git_sha1(data: bytes) -> str:
     """The Hub's etag of a small file: git's object id."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def full_name(name: str) -> str:
-    """An image's name as Docker means it: docker.io/library/ in front of what names no registry."""
-    first, slash, _ = name.partition("/")
-    if slash and (first == "localhost" or "." in first or ":" in first):
-        return name
-    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
-
-
-def _oci(image: Image) -> dict[str, str]:
-    manifest = {"mediaType": image.media_type, "digest": f"sha256:{image.manifest.sha256}", "size": image.manifest.size}
-    # containerd's store takes names as they stand here, and `docker` then looks for the full one.
-    names = {
-        "org.opencontainers.image.ref.name": image.tag.rpartition(":")[2],
-        "io.containerd.image.name": full_name(image.tag),
-    }
-    manifest["annotations"] = names
-    # Docker Engine's `load` reads this one; an OCI layout without it is refused up to Engine 26 with the classic store.
-    legacy = {
-        "Config": f"blobs/sha256/{image.config.sha256}",
-        "RepoTags": [image.tag],
-        "Layers": [f"blobs/sha256/{layer.sha256}" for layer in image.layers],
-    }
-    return {
-        "oci-layout": '{"imageLayoutVersion":"1.0.0"}',
-        "index.json": json.dumps({"schemaVersion": 2, "manifests": [manifest]}, sort_keys=True),
-        "manifest.json": json.dumps([legacy], sort_keys=True),
-    }
-
-
-# --------------------------------------------------------------------------------------------------------- waves
-
-
-def waves(hosts: Sequence[str], sizes: Sequence[Any]) -> list[list[str]]:
-    """Split `hosts` (inventory order) into waves. A size is a number, or a share of all hosts ("10%"), rounded up.
-
-    The last size repeats until every host is in a wave.
-    """
-    rest, plan, pending = list(hosts), [], list(sizes) or ["100%"]
-    while rest:
-        size = pending.pop(0) if len(pending) > 1 else pending[0]
-        count = math.ceil(len(hosts) * float(size[:-1]) / 100) if isinstance(size, str) else size
-        plan.append(rest[: max(1, int(count))])
-        rest = rest[max(1, int(count)) :]
-    return plan

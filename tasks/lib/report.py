@@ -1,11 +1,13 @@
-"""What happened, told in the end: one table, a row a host, failures last and loud; and reports/last.json.
+"""What happened, told in the end: one table, a row a host, failures last and loud; and the same as JSON and a page.
 
 pyinfra's `host_disconnect` comes from a `finally`: after success, failure, abort, --dry and Ctrl-C. SIGTERM and a second
 way out of Ctrl-C (pyinfra exits 0 there) are handled here, so that no way of ending is silent.
 
-reports/last.json: {"format": 1, "command", "started", "seconds", "release", "dry", "verdict": "ok"|"failed",
-"hosts": {name: {"role", "state", "why", "release", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes",
-"verified", "cosine", "latency_ms", "outbound_attempts", "seconds"}}, "retry"}. Bytes are integers, times UTC ISO.
+reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2, "command", "who", "started", "ended",
+"seconds", "release", "dry", "verdict": "ok"|"failed", "hosts": {name: {"role", "state", "why", "release", "from",
+"space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine", "latency_ms",
+"outbound_attempts", "seconds", "switch_seconds", "versions", "phases": [{"phase", "start", "end", "ok"}], …}}, "plan":
+[[host]], "retry"}. Bytes are integers, times UTC ISO (phases: seconds since the epoch).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +27,50 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tasks.lib import page
 from tasks.lib.fitness import size
 
-FORMAT = 1
-GOOD = ("active", "ready", "unchanged", "proven", "fit", "would change", "locked", "as locked", "same")
+FORMAT = 2
+FOLDER = Path("reports")
+GOOD = (
+    *("active", "ready", "unchanged", "proven", "fit", "would change", "locked", "as locked", "same"),
+    *("out of service", "in order", "empty", "intact", "pruned", "unlocked"),
+)
+# Where a run may be on its way to something else: good news only if it came to its end.
+ON_THE_WAY = ("fit", "ready", "would change")
+FIELDS = (
+    *(
+        "release",
+        "from",
+        "space",
+        "wave",
+        "total_bytes",
+        "there_bytes",
+        "moved_bytes",
+        "sent_bytes",
+        "verified",
+        "since",
+    ),
+    *("cosine", "latency_ms", "outbound_attempts", "seconds", "switch_seconds", "versions", "phases", "container"),
+    *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
+)
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
+
+Cell = tuple[str, str, Callable[[dict[str, Any]], str]]
 
 
 def record(name: str, **values: Any) -> None:
     RESULTS.setdefault(name, {}).update(values)
+
+
+def phase(name: str, what: str, start: float, end: float, good: bool) -> None:
+    """One phase of one host, for the timeline; `start` and `end` in seconds since the epoch."""
+    known = RESULTS.setdefault(name, {})
+    known["seconds"] = round((known.get("seconds") or 0) + end - start, 1)
+    if what:
+        done = {"phase": what, "start": round(start, 2), "end": round(end, 2), "ok": good}
+        known.setdefault("phases", []).append(done)
 
 
 def evidence(name: str, key: str) -> bool:
@@ -41,11 +78,55 @@ def evidence(name: str, key: str) -> bool:
     return RESULTS.get(name, {}).get(key) is True
 
 
-class Report(BaseStateCallback):
-    """Writes table and JSON once, however the run ends."""
+# ------------------------------------------------------------------------------------------------------------- columns
 
-    def __init__(self, state: Any, roles: dict[str, str], release: str | None):
-        self.state, self.roles, self.release = state, roles, release
+
+def text(title: str, key: str, length: int | None = None) -> Cell:
+    return title, "left", lambda row: str(row[key] or "-")[:length]
+
+
+def count(title: str, key: str) -> Cell:
+    return title, "right", lambda row: "-" if row[key] is None else size(row[key])
+
+
+DEPLOY: Sequence[Cell] = (
+    text("state", "state"),
+    text("release", "release", 12),
+    count("moved", "moved_bytes"),
+    count("of", "total_bytes"),
+    text("verified", "verified"),
+    ("cosine", "right", lambda row: "-" if row["cosine"] is None else f"{row['cosine']:.5f}"),
+    ("latency", "right", lambda row: "-" if row["latency_ms"] is None else f"{row['latency_ms']:.0f} ms"),
+    ("outbound", "right", lambda row: "-" if row["outbound_attempts"] is None else str(row["outbound_attempts"])),
+)
+STATUS: Sequence[Cell] = (
+    text("state", "state"),
+    text("release", "release", 12),
+    text("since", "since"),
+    text("verified", "verified"),
+    text("space", "space"),
+    text("container", "container"),
+    ("cosine", "right", lambda row: "-" if row["cosine"] is None else f"{row['cosine']:.5f}"),
+    text("gpu", "gpu"),
+    count("free", "disk_free_bytes"),
+    text("lease", "lease"),
+)
+VERIFY: Sequence[Cell] = (text("state", "state"), text("release", "release", 12), count("hashed", "hashed_bytes"))
+PRUNE: Sequence[Cell] = (
+    text("state", "state"),
+    count("freed in the store", "freed_bytes"),
+    count("freed in Docker", "docker_freed_bytes"),
+)
+
+
+class Report(BaseStateCallback):
+    """Writes table, JSON and page once, however the run ends."""
+
+    def __init__(
+        self, state: Any, roles: dict[str, str], release: str | None, columns: Sequence[Cell], rollout: bool, why: Any
+    ):
+        self.state, self.roles, self.release, self.columns = state, roles, release, columns
+        self.rollout, self.plan = rollout, why
         self.started, self.clock, self.written = time.time(), time.monotonic(), False
 
     def host_disconnect(self, state: Any, host: Any) -> None:  # type: ignore[override]
@@ -56,85 +137,104 @@ class Report(BaseStateCallback):
         if self.written:
             return True
         self.written = True
-        dry = "--dry" in sys.argv
         rows = {name: self.row(name, why) for name in self.roles}
         good = all(row["state"] in GOOD for row in rows.values())
         failed = [name for name, row in rows.items() if row["state"] not in GOOD]
+        releases = {row["release"] for row in rows.values() if row["release"]}
         document = {
             "format": FORMAT,
             "command": shlex.join(["pyinfra", *sys.argv[1:]]),
-            "started": time.strftime("%FT%TZ", time.gmtime(self.started)),
+            "who": f"{os.environ.get('USER') or os.environ.get('LOGNAME') or 'unknown'}@{os.uname().nodename}",
+            "started": stamp(self.started),
+            "ended": stamp(time.time()),
             "seconds": round(time.monotonic() - self.clock, 1),
-            "release": self.release,
-            "dry": dry,
+            "release": self.release or (releases.pop() if len(releases) == 1 else None),
+            "dry": dry(),
             "verdict": "ok" if good else "failed",
             "hosts": rows,
+            "plan": self.plan() if self.plan else [],
             "retry": None if good else shlex.join(["pyinfra", *[a for a in sys.argv[1:] if a != "--dry"]]),
         }
-        save(document)
-        show(document, failed)
+        where = save(document, self.rollout and not dry())
+        show(document, failed, self.columns, where)
         return good
 
     def row(self, name: str, why: str) -> dict[str, Any]:
         host = self.state.inventory.get_host(name)
         known = RESULTS.get(name, {})
         row = {"role": self.roles[name], "state": known.get("state", "incomplete"), "why": known.get("why", "")}
-        if host not in self.state.activated_hosts and not known.get("delegated"):
+        if row["state"] == "out of service":
+            pass
+        elif host not in self.state.activated_hosts and not known.get("delegated"):
             row |= {"state": "unreachable", "why": known.get("why") or "no ssh connection; see the lines above"}
         elif host in self.state.failed_hosts and row["state"] in (*GOOD, "incomplete"):
             row |= {"state": "failed", "why": row["why"] or "see the lines above"}
-        elif row["state"] == "incomplete":
-            row["why"] = row["why"] or why or "the run ended before this host was finished"
-        fields = ("release", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine")
-        return row | {key: known.get(key) for key in (*fields, "latency_ms", "outbound_attempts", "seconds")}
+        elif row["state"] == "incomplete" or (row["state"] in ON_THE_WAY and (why or (self.rollout and not dry()))):
+            reason = why or "the run ended before this host was finished"
+            row |= {"state": "incomplete", "why": "; ".join(filter(None, [row["why"], reason]))}
+        return row | {key: known.get(key) for key in FIELDS}
 
 
-def save(document: dict[str, Any]) -> None:
-    folder = Path("reports")
-    folder.mkdir(exist_ok=True)
-    staged = folder / ".last.json.new"
-    staged.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    staged.replace(folder / "last.json")
+def dry() -> bool:
+    return "--dry" in sys.argv
 
 
-def show(document: dict[str, Any], failed: list[str]) -> None:
-    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 140, highlight=False)
+def stamp(when: float) -> str:
+    return time.strftime("%FT%TZ", time.gmtime(when))
+
+
+def save(document: dict[str, Any], rollout: bool) -> str:
+    """reports/last.json, and for a rollout its own JSON and page for the change ticket; -> what to name to people."""
+    FOLDER.mkdir(exist_ok=True)
+    words = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    files = {"last.json": words}
+    if rollout:
+        stem = f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}"
+        files |= {f"{stem}.json": words, f"{stem}.html": page.html(document)}
+    for name, content in files.items():
+        staged = FOLDER / f".{name}.new"
+        staged.write_text(content, encoding="utf-8")
+        staged.replace(FOLDER / name)
+    return f"reports/{list(files)[-1]}"
+
+
+def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = DEPLOY, where: str = "") -> None:
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 150, highlight=False)
     table = Table(title=f"release {(document['release'] or 'none')[:12]}", title_justify="left")
-    for column in ("host", "state", "release", "moved", "of", "verified", "cosine", "latency", "outbound"):
-        table.add_column(
-            column, justify="right" if column in ("moved", "of", "cosine", "latency", "outbound") else "left"
-        )
+    table.add_column("host")
+    for title, justify, _ in columns:
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
     ordered = sorted(document["hosts"].items(), key=lambda item: (item[0] in failed, item[1]["role"] != "bastion"))
     for name, row in ordered:
         style = "bold red" if name in failed else None
-        cosine = row["cosine"]
-        table.add_row(
-            name,
-            row["state"],
-            (row["release"] or "-")[:12],
-            "-" if row["moved_bytes"] is None else size(row["moved_bytes"]),
-            "-" if row["total_bytes"] is None else size(row["total_bytes"]),
-            row["verified"] or "-",
-            "-" if cosine is None else f"{cosine:.5f}",
-            "-" if row["latency_ms"] is None else f"{row['latency_ms']:.0f} ms",
-            "-" if row["outbound_attempts"] is None else str(row["outbound_attempts"]),
-            style=style,
-        )
+        table.add_row(name, *(escape(cell(row)) for _, _, cell in columns), style=style)
     console.print()
     console.print(table)
+    for name, row in ordered:
+        if row["why"] and name not in failed:
+            console.print(f"{escape(name)}: {escape(row['why'])}", soft_wrap=True)
     for name in failed:
         console.print(f"[bold red]{escape(name)}: {escape(document['hosts'][name]['why'])}[/]", soft_wrap=True)
     good = len(document["hosts"]) - len(failed)
-    console.print(f"{good} of {len(document['hosts'])} as asked, in {document['seconds']} s; reports/last.json")
+    console.print(f"{good} of {len(document['hosts'])} as asked, in {document['seconds']} s; {where}")
     if document["retry"]:
         console.print(f"Again, when mended: {escape(document['retry'])}", soft_wrap=True)
 
 
-def install(state: Any, roles: dict[str, str], release: str | None) -> None:
-    """Once a run (deploy.py is loaded once a host): the callback, and the signals that pyinfra would end silently on."""
+def install(
+    state: Any,
+    roles: dict[str, str],
+    release: str | None,
+    columns: Sequence[Cell] = DEPLOY,
+    plan: Callable[[], list[list[str]]] | None = None,
+) -> None:
+    """Once a run (deploy.py is loaded once a host): the callback, and the signals that pyinfra would end silently on.
+
+    A run with a `plan` (waves of host names) is a rollout, and gets a page of its own.
+    """
     if any(isinstance(handler, Report) for handler in state.callback_handlers):
         return
-    report = Report(state, roles, release)
+    report = Report(state, roles, release, columns, plan is not None, plan)
     state.add_callback_handler(report)
 
     def end(number: int, frame: Any) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 from pyinfra import host, inventory, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import fitness, fleet, report
+from tasks.lib import compose, fitness, fleet, report, standing
+from tasks.lib.calls import tool_path
 from tasks.lib.facts import Host
 from tasks.lib.release import Lock, Refused
 from tasks.lib.settings import Settings, check
+from tasks.lib.waves import waves
 
 
 def inventory_name() -> str:
@@ -40,26 +42,30 @@ def refuse(work: Any, *arguments: Any) -> Any:
         raise PyinfraError(str(no)) from None
 
 
-def open_run() -> Settings:
-    """Checks the settings of *every* host of the run, then opens sessions; -> this host's settings."""
+def open_run(bastion: bool = True) -> Settings:
+    """Checks the settings of *every* host of the run, then opens sessions; -> this host's settings.
+
+    `bastion` False: the run does not need it, so it may be off.
+    """
     fleet.refuse_flags(sys.argv)
-    bastion = fleet.bastion()
-    for each in [bastion, *fleet.targets()]:
+    if not bastion:
+        state.failed_hosts.discard(fleet.bastion())
+    for each in [fleet.bastion(), *fleet.targets()]:
         if "settings" not in report.RESULTS.get(each.name, {}):
             report.record(each.name, settings=settings_of(each))
+    for name, why in fleet.out_of_service().items():
+        report.record(name, state="out of service", why=f"out of service: {why}")
+        # Left out, so its silence is no failure of this run.
+        state.failed_hosts.discard(inventory.get_host(name))
     fleet.open_sessions()
-    if dry():
+    if report.dry():
         # With -y pyinfra would not even ask operations whether they change anything.
         state.check_for_changes = True
     return report.RESULTS[host.name]["settings"]
 
 
-def dry() -> bool:
-    return "--dry" in sys.argv
-
-
-def look(lock: Lock | None) -> list[str]:
-    """Look at this host, once; -> what it lacks for the lock."""
+def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
+    """Look at this host, once; -> what it lacks for the lock, and what the rollout (in one wave?) may not do to it."""
     settings: Settings = report.RESULTS[host.name]["settings"]
     role = "bastion" if host.name == fleet.bastion().name else "gpu"
     ask: dict[str, Any] = {"store": settings.model_store, "push_user": settings.push_user}
@@ -71,10 +77,13 @@ def look(lock: Lock | None) -> list[str]:
             "egress": settings.egress,
         }
     seen = host.get_fact(Host, ask=json.dumps(ask, sort_keys=True))
-    report.record(host.name, seen=seen)
+    report.record(host.name, seen=seen, **standing.told(seen, settings))
     if host.name != fleet.bastion().name:
         look_at_bastion()
-    return fitness.unfit(seen, settings, lock, role, fleet.now())
+    found = fitness.unfit(seen, settings, lock, role, fleet.now())
+    if seen and lock and role == "gpu":
+        found += standing.space_problem(seen, lock, settings, one_wave)
+    return found
 
 
 def look_at_bastion() -> None:
@@ -88,4 +97,40 @@ def roles() -> dict[str, str]:
     """{host: role} of the hosts of this run, the bastion first."""
     bastion = fleet.bastion()
     here = {bastion.name: "bastion"} if state.is_host_in_limit(bastion) else {}
-    return here | {target.name: "gpu" for target in fleet.targets() if target in inventory.get_group("gpu_hosts")}
+    return here | gpus()
+
+
+def gpus() -> dict[str, str]:
+    """{host: role} of the GPU hosts of this run, those out of service among them."""
+    away = fleet.out_of_service()
+    return {each.name: "gpu" for each in fleet.targets()} | dict.fromkeys(away, "gpu")
+
+
+def in_service() -> list[str]:
+    """The GPU hosts that this run is for."""
+    return [each.name for each in fleet.targets()]
+
+
+def changes(lock: Lock, goldens: Any) -> bool:
+    """Whether a deploy of `lock` would change anything on any host, as far as the looks at them tell."""
+    for each in fleet.targets():
+        known = report.RESULTS[each.name]
+        settings, seen = known["settings"], known.get("seen")
+        text = compose.override(lock, settings, tool_path(settings), True)
+        if not seen or not goldens.has(lock) or not standing.as_asked(seen, settings, lock, text, fleet.now()):
+            return True
+    return False
+
+
+def plan(sizes: Any) -> list[list[str]]:
+    """The waves of this run, from the settings and the hosts' own `wave`."""
+    hosts = fleet.targets()
+    fixed = {each.name: each.data.get("wave") for each in hosts if each.data.get("wave")}
+    return waves([each.name for each in hosts], sizes, fixed)
+
+
+def whole_fleet_at_once(plan: list[list[str]]) -> bool:
+    """Whether one wave takes every GPU host there is: then no index is ever answered by two releases."""
+    away = fleet.out_of_service()
+    every = {each.name for each in inventory.get_group("gpu_hosts")} - set(away)
+    return len(plan) == 1 and set(plan[0]) == every

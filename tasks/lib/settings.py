@@ -49,7 +49,13 @@ class Settings(Strict):
     image: str = Field(
         description="the backend image: `docker-daemon:name:tag` of the bastion's engine, or `docker://registry/name:tag`"
     )
-    family: Literal["colpali"] = Field("colpali", description="how the smoke program loads the model")
+    family: Literal["colpali", "plain"] = Field(
+        "colpali",
+        description="how the smoke test loads the model; `plain` is any repository, tested by `smoke_command`",
+    )
+    smoke_command: list[str] = Field(
+        [], description="for family `plain`: the command, in the container, that tells whether the model works"
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="weights are published in bfloat16; part of the release"
     )
@@ -104,11 +110,29 @@ class Settings(Strict):
     health_deadline: Seconds = Field(
         600, description="seconds for the service to become healthy; then the host reverts"
     )
+    soak: Annotated[int, Field(ge=0)] = Field(
+        30, description="seconds that the switched service must stay up, without a restart, before it is confirmed"
+    )
+    confirm_deadline: Seconds = Field(
+        60, description="seconds for a new connection to confirm the switch; else the host puts the old release back"
+    )
+    drain: str = Field("", description="shell command on a host before its switch (take it out of the load balancer)")
+    readmit: str = Field("", description="shell command on a host after its switch or its withdrawal")
     probe: Probe | None = Field(None, description="url, body, answer: an embedding through the running service")
     verify_max_age: Annotated[int, Field(ge=0)] = Field(
         604800, description="seconds; what is activated is hashed again when its last check is older"
     )
     waves: list[Wave] = Field([1, "100%"], min_length=1, description="hosts switched together: numbers or shares")
+    on_failure: Literal["stop", "withdraw-wave", "withdraw-all"] = Field(
+        "stop", description="after too many failed hosts: earlier switches stay, or those of the wave, or all, go back"
+    )
+    rollback_waves: list[Wave] = Field(["100%"], min_length=1, description="as `waves`, for tasks/rollback.py")
+    embedding_space_change: Literal["refused", "mixed-accepted"] = Field(
+        "refused", description="whether waves may serve two embedding spaces for a while"
+    )
+    wave: Annotated[int, Field(gt=0)] | None = Field(None, description="on a host: the wave it is in, from 1")
+    out_of_service: str | None = Field(None, description="on a host: why it is left out for now")
+    keep_releases: Annotated[int, Field(ge=1)] = Field(3, description="releases that tasks/prune.py keeps on a host")
     max_failed_hosts: Annotated[int, Field(ge=0)] = Field(0, description="failed hosts that do not stop a rollout")
     egress: list[Target] = Field(
         ["huggingface.co:443"], description="`name:port` that must not answer a GPU host; [] to skip the check"
@@ -116,6 +140,11 @@ class Settings(Strict):
 
     verify: Literal["", "full"] = Field("", description="`--data verify=full`: hash everything again")
     update: bool = Field(False, description="`--data update=true` for tasks/lock.py: follow branches that moved")
+    release: str = Field(
+        "", pattern=r"^[0-9a-f]{0,64}$", description="for tasks/rollback.py: another release than the previous"
+    )
+    lease: str = Field("", pattern=r"^(x[0-9a-f]{8})?$", description="for tasks/unlock.py: the lease's id")
+    sample: Annotated[int, Field(ge=1, le=100)] = Field(100, description="for tasks/verify.py: percent of the blobs")
     accept_goldens_from: str = Field("", description="for tasks/lock.py: the host whose embeddings become goldens")
 
 
@@ -142,6 +171,10 @@ def check(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
         found = "nothing" if first["type"] == "missing" else repr(first.get("input"))[:80]
         raise Refused(where, f"{key} is not right", first["msg"], found, "README, Settings") from None
     _check_words(settings, origin)
+    if (settings.family == "plain") != bool(settings.smoke_command):
+        where = origin.get("smoke_command", origin.get("family", "group_data/all.py"))
+        found = f"family {settings.family!r}, smoke_command {settings.smoke_command!r}"
+        raise Refused(where, "smoke_command goes with family plain", "both or neither", found, "README, Settings")
     return settings
 
 

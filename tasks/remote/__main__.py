@@ -3,8 +3,10 @@
 import importlib
 import sys
 
+PROGRAMS = ("engine", "fetch", "lease", "prune", "push", "setup", "smoke", "store", "switch")
+
 if __name__ == "__main__":
     program = sys.argv[1] if len(sys.argv) > 1 else ""
-    if program not in ("engine", "fetch", "push", "smoke", "store", "switch"):
-        sys.exit(f"usage: {sys.argv[0]} engine|fetch|push|smoke|store|switch …")
+    if program not in PROGRAMS:
+        sys.exit(f"usage: {sys.argv[0]} {'|'.join(PROGRAMS)} …")
     sys.exit(importlib.import_module(program).main(sys.argv[2:]))

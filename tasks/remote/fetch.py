@@ -1,7 +1,7 @@
 """Brings models from the Hub to the bastion's store; runs in a venv with huggingface_hub, the only program that does.
 
-    fetch resolve  --store S --deadline SEC   (stdin: {"token", "endpoint", "xet", "models": [{"repo", "revision"}]})
-    fetch download --store S --deadline SEC   (stdin: {"token", "endpoint", "xet", "lock": {…}})
+    fetch resolve  --store S --within SEC   (stdin: {"token", "endpoint", "xet", "models": [{"repo", "revision"}]})
+    fetch download --store S --within SEC   (stdin: {"token", "endpoint", "xet", "lock": {…}})
 
 The token comes by standard input and is handed to the client call by call: never argv, environment, log or disk. The
 client checks downloads by size alone and gives up on a reset, so hashes, retries and the deadline are ours. One JSON
@@ -11,7 +11,6 @@ line on standard output.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,9 +21,9 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
 
 import release
+from files import answered, digest, keep, locked
 from release import Refused
 
 # Statuses that another try will not change.
@@ -52,23 +51,6 @@ def prepare(store, document):
     if "SSL_CERT_FILE" not in os.environ and os.path.exists(bundle):
         os.environ["SSL_CERT_FILE"] = bundle
     logging.disable(logging.CRITICAL)  # the client's own hints would name its way to log in, which stores the token
-
-
-@contextmanager
-def only_one(store):
-    """One fetch in a store; a second one says who holds it."""
-    os.makedirs(os.path.join(store, "fetch"), exist_ok=True)
-    with open(os.path.join(store, ".fetch.lock"), "a+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read(80) or "one that starts this moment"
-            raise Refused(store, "is being fetched into", "no other fetch", holder, "wait for it") from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} since {time.strftime('%FT%TZ', time.gmtime())}")
-        file.flush()
-        yield
 
 
 # ------------------------------------------------------------------------------------------------- the Hub's answers
@@ -282,7 +264,7 @@ def fetch_one(store, model, name, file, document):
         )
         found, size = digest(path), os.path.getsize(path)
         if found == file.sha256 and size == file.size:
-            return enter(store, path, file.sha256)
+            return keep(store, path, file.sha256)
         # The client thinks that this file is whole; only without it does it download again.
         shutil.rmtree(os.path.join(store, "fetch", model.repo.replace("/", "--")), ignore_errors=True)
         print(f"{model.repo}: {name}: wrong hash, try {attempt}", file=sys.stderr)
@@ -294,22 +276,6 @@ def fetch_one(store, model, name, file, document):
         f"{size} bytes, sha256 {found}",
         "who is in between?",
     )
-
-
-def digest(path):
-    sha = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(1 << 20):
-            sha.update(chunk)
-    return sha.hexdigest()
-
-
-def enter(store, path, sha256):
-    os.chmod(path, 0o444)
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-    os.rename(path, os.path.join(store, "blobs", sha256))
 
 
 # --------------------------------------------------------------------------------------------------------------- main
@@ -354,21 +320,20 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="fetch")
     parser.add_argument("verb", choices=["resolve", "download"])
     parser.add_argument("--store", required=True)
-    parser.add_argument("--deadline", type=int, default=14400)
+    parser.add_argument("--within", type=int, default=14400)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    document = json.load(sys.stdin)
-    started = time.monotonic()
-    try:
-        with only_one(args.store):
-            # What an earlier run left unfinished does not resume (the client names it by process): away with it.
-            for entry in os.scandir(os.path.join(args.store, "fetch")):
-                shutil.rmtree(entry.path)
-            prepare(args.store, document)
-            work = {"resolve": resolve, "download": download}[args.verb]
-            answer = within(args.deadline, lambda: work(args.store, document))
-    except Refused as no:
-        answer = {"ok": False, "error": no.error}
-    answer["seconds"] = round(time.monotonic() - started, 2)
-    print(json.dumps(answer, ensure_ascii=True, sort_keys=True))
-    return 0 if answer["ok"] else 1
+    return answered(lambda: run(args, json.load(sys.stdin)), args.store)
+
+
+def run(args, document):
+    started, work = time.monotonic(), {"resolve": resolve, "download": download}[args.verb]
+    unfinished = os.path.join(args.store, "fetch")
+    os.makedirs(unfinished, exist_ok=True)
+    with locked(os.path.join(args.store, ".fetch.lock"), "is being fetched into"):
+        # What an earlier run left unfinished does not resume (the client names it by process): away with it.
+        for entry in os.scandir(unfinished):
+            shutil.rmtree(entry.path)
+        prepare(args.store, document)
+        answer = within(args.within, lambda: work(args.store, document))
+    return {**answer, "seconds": round(time.monotonic() - started, 2)}

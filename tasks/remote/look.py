@@ -8,6 +8,7 @@ The argument is one JSON object: {"store", "stack", "project", "service", "egres
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -151,9 +152,41 @@ def container(project, service):
         "restarts": found[0]["RestartCount"],
         "since": state["StartedAt"],
         "release": (found[0]["Config"]["Labels"] or {}).get("hf-offline.release"),
+        "process": process(state["Pid"]),
         "mounts": {m["Destination"]: m.get("Source") for m in found[0]["Mounts"]},
         "environment": dict(e.split("=", 1) for e in found[0]["Config"]["Env"] if "=" in e),
     }
+
+
+def process(pid):
+    """The environment inside the service's process, or None where it does not run (or may not be read)."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            pairs = [entry.partition(b"=") for entry in file.read().split(b"\0") if pid]
+    except OSError:
+        return None
+    return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, _, value in pairs if key}
+
+
+def lease(path):
+    """Whose rollout holds this host, or None. A note whose holder is gone is none; nothing is written here."""
+    try:
+        with open(os.path.join(path, ".lease.lock"), encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return parsed(read(os.path.join(path, "lease.json"))) or {}
+    return None
+
+
+def since(path):
+    """When the current release was confirmed: the journal's last word about it, or None."""
+    for line in reversed((read(os.path.join(path, "journal.jsonl")) or "").splitlines()):
+        entry = parsed(line) or {}
+        if entry.get("step") == "confirm":
+            return entry.get("time")
+    return None
 
 
 def sizes(directory):
@@ -188,6 +221,10 @@ def store(path):
         "incoming": sizes(os.path.join(path, "incoming")),
         "releases": built,
         "states": about,
+        "locks": {name: read(os.path.join(releases, name, "lock.json")) for name in built or []},
+        "lease": lease(path),
+        "pending": parsed(read(os.path.join(states, "pending"))),
+        "since": since(path),
         "current": (read(os.path.join(path, "current")) or "").strip() or None,
         "previous": (read(os.path.join(path, "previous")) or "").strip() or None,
         "frozen": parsed(read(os.path.join(states, "frozen"))),

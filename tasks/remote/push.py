@@ -3,7 +3,7 @@
     push key    --store S                                   make the push key once; prints the public half
     push source --to ADDRESS                                the address that the bastion has towards a host
     push idle   --store S --host NAME               wait until no earlier push to this host runs any more
-    push send   --store S --host NAME --to U@ADDRESS --port P --alias A [--limit KIB] --deadline SEC
+    push send   --store S --host NAME --to U@ADDRESS --port P --alias A [--limit KIB] --within SEC
                 (stdin: {"blobs": {sha256: size}, "known_hosts": text})
     push status --store S                                   how far each running push is, for the live display
 
@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -22,7 +21,9 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+
+from files import answered, locked, write
+from release import Refused
 
 # aes128-gcm is nearly twice as fast as ssh's default; --inplace without -W resumes in mid-file, and a killed receiver
 # leaves no dotfile. -t lets a whole file that is already there be skipped; admit's hash judges it all the same.
@@ -75,12 +76,6 @@ def source(address):
         return {"source": probe.getsockname()[0]}
 
 
-def note(path, **values):
-    with open(f"{path}.new", "w", encoding="ascii") as file:
-        json.dump(values, file)
-    os.rename(f"{path}.new", path)
-
-
 def rsync(args, blobs, known_hosts, status, left):
     """One run of rsync -> (exit code, its statistics in bytes, its last words)."""
     ssh = f"{SSH} -p {args.port} -i {folder(args.store)}/id_ed25519 -o UserKnownHostsFile={known_hosts}"
@@ -103,7 +98,8 @@ def rsync(args, blobs, known_hosts, status, left):
                 moved = number(match.group(1).decode())
                 if time.monotonic() - told > 0.5:
                     told = time.monotonic()
-                    note(status, host=args.host, done=moved, total=total, seconds=time.monotonic() - started)
+                    seconds = time.monotonic() - started
+                    write(status, json.dumps({"host": args.host, "done": moved, "total": total, "seconds": seconds}))
             elif text.strip():
                 words.append(text.decode("utf-8", "replace"))
     code = process.wait()
@@ -117,20 +113,9 @@ def rsync(args, blobs, known_hosts, status, left):
     )
 
 
-@contextmanager
-def alone(store, host, within=60):
+def alone(store, host):
     """One push to a host at a time; a deserted one ends within seconds of its controller."""
-    with open(os.path.join(folder(store), f"{host}.lock"), "w", encoding="ascii") as lock:
-        until = time.monotonic() + within
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > until:
-                    sys.exit(f"{host}: another push to this host has been running for {within} s; wait for it")
-                time.sleep(0.2)
-        yield
+    return locked(os.path.join(folder(store), f"{host}.lock"), f"pushes to {host} already", within=60)
 
 
 def send(args, document):
@@ -140,16 +125,18 @@ def send(args, document):
     known_hosts = os.path.join(folder(args.store), f"{args.host}.known_hosts")
     absent = [s for s, size in blobs.items() if not whole(os.path.join(args.store, "blobs", s), size)]
     if absent:
-        return no(args.store, f"the bastion lacks {len(absent)} blobs", absent[0], "the deploy again, it fetches")
+        what = f"the bastion lacks {len(absent)} blobs"
+        raise Refused(args.store, what, "all of the release", absent[0], "the deploy again, it fetches")
     with alone(args.store, args.host):
         with open(known_hosts, "w", encoding="utf-8") as file:
             file.write(document["known_hosts"])
         sums, tries = dict.fromkeys(STATS, 0), 0
         while True:
             tries += 1
-            left = args.deadline - (time.monotonic() - started)
+            left = args.within - (time.monotonic() - started)
             if left < 1:
-                return no(args.host, f"push took longer than {args.deadline} s", f"{tries - 1} tries", "push_deadline")
+                what = f"push took longer than {args.within} s"
+                raise Refused(args.host, what, found=f"{tries - 1} tries", next="setting push_deadline")
             code, found, words = rsync(args, blobs, known_hosts, status, left)
             sums = {name: count + found[name] for name, count in sums.items()}
             if code == 0:
@@ -157,21 +144,16 @@ def send(args, document):
             last = [w for w in words if "rsync error" not in w and "rsync: connection" not in w][-3:] or words[-3:]
             final = any(phrase in word for phrase in FINAL for word in words)
             if code not in PASSING or final or (sums["moved"] == 0 and tries == 5):
-                return no(
-                    f"{args.host} ({args.to} port {args.port})", f"rsync failed with code {code}", "; ".join(last)
-                )
+                where = f"{args.host} ({args.to} port {args.port})"
+                raise Refused(where, f"rsync failed with code {code}", found="; ".join(last))
             print(f"{args.host}: rsync code {code}, try {tries}: {'; '.join(last)}", file=sys.stderr)
             time.sleep(min(2**tries, 30, max(0, left)))
         os.path.exists(status) and os.unlink(status)
-    return {"ok": True, **sums, "tries": tries, "seconds": time.monotonic() - started}
+    return {**sums, "tries": tries, "seconds": time.monotonic() - started}
 
 
 def whole(path, size):
     return os.path.isfile(path) and os.path.getsize(path) == size
-
-
-def no(where, what, found, next=""):
-    return {"ok": False, "error": {"where": where, "what": what, "expected": "", "found": found, "next": next}}
 
 
 def status(store):
@@ -192,17 +174,18 @@ def main(argv):
         parser.add_argument(option)
     parser.add_argument("--port", type=int, default=22)
     parser.add_argument("--limit", type=int, default=0)
-    parser.add_argument("--deadline", type=int, default=14400)
+    parser.add_argument("--within", type=int, default=14400)
     args = parser.parse_args(argv)
     os.umask(0o077)
+    return answered(lambda: run(args), args.store)
+
+
+def run(args):
     if args.verb == "send":
-        result = send(args, json.load(sys.stdin))
-    elif args.verb == "idle":
+        return send(args, json.load(sys.stdin))
+    if args.verb == "idle":
         with alone(args.store, args.host):
-            result = {}
-    elif args.verb == "source":
-        result = source(args.to)
-    else:
-        result = key(args.store) if args.verb == "key" else status(args.store)
-    print(json.dumps({"ok": True, **result}, ensure_ascii=True, sort_keys=True))
-    return 0 if result.get("ok", True) else 1
+            return {}
+    if args.verb == "source":
+        return source(args.to)
+    return key(args.store) if args.verb == "key" else status(args.store)

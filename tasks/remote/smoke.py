@@ -12,28 +12,16 @@ ok, detail), "device", "dtype", "attention", "load_seconds", "latency_ms" {"page
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import hashlib
+import importlib
 import json
 import os
 import sys
-import time
 import traceback
 import typing
 
+import layout
 import release
-
-# Fixed inputs; a change of these makes every golden worthless, so they are part of "inputs_sha256".
-QUERIES = (
-    "what was the total revenue per quarter",
-    "which page shows the red bar chart",
-    "invoice number and date",
-)
-PAGES = 3
-# Cosine floors (mean, 1st percentile) by class of this run and of the goldens (design, section 4; settings.tolerance
-# overrides). Never the minimum: one token of a thousand may differ by rounding.
-SAME, BF16_ACROSS, BF16_FP32 = (0.9999, 0.999), (0.999, 0.99), (0.998, 0.98)
 
 
 class Outbound:
@@ -86,7 +74,7 @@ def frame():
 
 def lacks(root, lock):
     """What the mounted cache lacks, named: repositories, refs, files, markers, links that leave it. [] is whole."""
-    tree, found = release.tree(lock), []
+    tree, found = layout.tree(lock), []
     for path in sorted(set(tree.links) | set(tree.texts)):
         if path.startswith("image/"):
             continue
@@ -113,146 +101,7 @@ def size_of(lock, link):
     return None
 
 
-# ------------------------------------------------------------------------------------------------------- the inputs
-
-
-def pages():
-    """Three pages drawn by code: no fonts, no files, the same pixels everywhere."""
-    from PIL import Image, ImageDraw
-
-    made = []
-    for number in range(PAGES):
-        image = Image.new("RGB", (448, 448), (255, 255, 250 - 10 * number))
-        draw = ImageDraw.Draw(image)
-        for i in range(6 + number):
-            x, height = 30 + 55 * i % 390, 40 + (i * 67 + number * 131) % 240
-            colour = ((220, 30, 30), (30, 120, 40), (30, 60, 200))[(i * (number + 1)) % 3]
-            if number == 1:
-                draw.ellipse((x, 420 - height, x + 60, 480 - height), fill=colour)
-            else:
-                draw.rectangle((x, 430 - height, x + 30 + 6 * number, 430), fill=colour)
-        for row in range(4 + 2 * number):
-            draw.line(
-                (20, 20 + 14 * row, 200 + (row * 53 + number * 29) % 220, 20 + 14 * row), fill=(20, 20, 20), width=3
-            )
-        made.append(image)
-    return made
-
-
-def inputs_sha256(images):
-    sha = hashlib.sha256("\n".join(QUERIES).encode())
-    for image in images:
-        sha.update(image.tobytes())
-    return sha.hexdigest()
-
-
-# -------------------------------------------------------------------------------------------------------- the model
-
-# family -> names in colpali_engine.models; others are added here and nowhere else.
-FAMILIES = {"colpali": ("ColPali", "ColPaliProcessor")}
-
-
-def classes(family):
-    import colpali_engine.models as models
-
-    return tuple(getattr(models, name) for name in FAMILIES[family])
-
-
-def by_name(lock, options):
-    """As an unmodified app does: nothing but the name."""
-    model_class, processor_class = classes(lock.serve["family"])
-    name = lock.served.repo
-    return model_class.from_pretrained(name, **options).eval(), processor_class.from_pretrained(name)
-
-
-def by_commit(lock, options):
-    """The pinned form -> (model, keys that were missing or unexpected). `revision` of an adapter would go to the base."""
-    model_class, _ = classes(lock.serve["family"])
-    served = lock.served
-    if served.role != "adapter":
-        model, info = model_class.from_pretrained(
-            served.repo, revision=served.commit, output_loading_info=True, **options
-        )
-        return model.eval(), odd_keys(info)
-    base = next(m for m in lock.models if m.repo == served.base)
-    model, info = model_class.from_pretrained(base.repo, revision=base.commit, output_loading_info=True, **options)
-    wrong = [key for key in odd_keys(info) if "lora" not in key]
-    info = model.load_adapter(served.repo, adapter_kwargs={"revision": served.commit})
-    return model.eval(), wrong + odd_keys(info)
-
-
-def odd_keys(info):
-    if info is None:
-        return []
-    get = info.get if isinstance(info, dict) else lambda key, default=None: getattr(info, key, default)
-    return [str(key) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in get(name) or []]
-
-
-def embed(model, processor, images, device):
-    """{name: (n, 128) float32 tensor of the unmasked tokens}, and the masks' complement; one input a forward."""
-    import torch
-
-    found, times = {}, {"page": [], "query": []}
-    batches = [("page", i, lambda image=image: processor.process_images([image])) for i, image in enumerate(images)]
-    batches += [("query", i, lambda text=text: processor.process_queries([text])) for i, text in enumerate(QUERIES)]
-    for kind, number, make in batches:
-        batch = make().to(device)
-        started = time.monotonic()
-        with torch.inference_mode():
-            vectors = model(**batch)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times[kind].append((time.monotonic() - started) * 1000)
-        mask = batch["attention_mask"][0].bool()
-        found[f"{kind}{number}"] = vectors[0][mask].float().cpu()
-    return found, {kind: sorted(values)[len(values) // 2] for kind, values in times.items()}
-
-
-def maxsim(vectors):
-    """Scores (queries × pages): for each query token its best page token, summed (the late interaction of ColPali)."""
-    count = range(len(QUERIES)), range(PAGES)
-    return [
-        [float((vectors[f"query{q}"] @ vectors[f"page{p}"].T).max(1).values.sum()) for p in count[1]] for q in count[0]
-    ]
-
-
-def cosines(ours, theirs):
-    """Cosine of each token with its golden, over all pages and queries, sorted."""
-    import torch
-
-    every = [torch.nn.functional.cosine_similarity(ours[name], theirs[name], dim=1) for name in sorted(theirs)]
-    return sorted(torch.cat(every).tolist())
-
-
-def packed(vectors):
-    return {
-        name: {"shape": list(v.shape), "f16": base64.b64encode(v.half().numpy().tobytes()).decode("ascii")}
-        for name, v in vectors.items()
-    }
-
-
-def unpacked(entries):
-    import numpy
-    import torch
-
-    return {
-        name: torch.from_numpy(
-            numpy.frombuffer(base64.b64decode(e["f16"]), dtype="<f2").reshape(e["shape"]).astype("f4")
-        )
-        for name, e in entries.items()
-    }
-
-
-def choose(ours, goldens):
-    """The golden class to compare with, nearest first, and its floors."""
-    dtype = ours.partition("/")[2]
-    ranked = [(ours, SAME)]
-    ranked += [(name, BF16_ACROSS) for name in sorted(goldens) if name.endswith("/" + dtype) and name != ours]
-    ranked += [(name, BF16_FP32) for name in sorted(goldens) if not name.endswith("/" + dtype)]
-    return next((pair for pair in ranked if pair[0] in goldens), None)
-
-
-# ------------------------------------------------------------------------------------------------------- the checks
+# ------------------------------------------------------------------------------------------------------------- checks
 
 
 class Checks(list):
@@ -260,150 +109,17 @@ class Checks(list):
         self.append({"name": name, "ok": bool(ok), "detail": str(detail)[:400]})
 
 
-def run(args, outbound):
+def run(args):
     checks = Checks()
-    root = os.environ.get("HF_HOME", "")
     with open(args.lock, encoding="ascii") as file:
         lock = release.parse(file.read(), args.lock)
-    missing = lacks(root, lock)
+    missing = lacks(os.environ.get("HF_HOME", ""), lock)
     checks.add("cache is whole", not missing, "; ".join(missing[:8]))
     if missing:
         return {"checks": checks}
-
-    import torch
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE and os.path.join(root, "hub") == constants.HF_HUB_CACHE
-    checks.add(
-        "offline mode is on", offline, f"HF_HUB_OFFLINE={constants.HF_HUB_OFFLINE}, cache {constants.HF_HUB_CACHE}"
-    )
-    device = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(args.device, args.device)
-    if device == "cuda" and not torch.cuda.is_available():
-        checks.add(
-            "a CUDA device is visible", False, "none in this container: driver, nvidia-container-toolkit, `gpus`"
-        )
-        return {"checks": checks}
-    torch.manual_seed(0)
-    dtype, attention = lock.serve["dtype"], lock.serve["attention"]
-    options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    if device == "cuda":
-        # Not `.to(device)` afterwards: the unused, tied lm_head stays on the meta device and cannot be moved.
-        options["device_map"] = "cuda"
-    images, started = pages(), time.monotonic()
-    model, processor = by_name(lock, options)
-    load_seconds = time.monotonic() - started
-    ours, latency = embed(model, processor, images, device)
-    again, _ = embed(model, processor, images, device)
-    examine(checks, ours, again)
-    if lock.served.role == "adapter":
-        model.disable_adapters()
-        off, _ = embed(model, processor, images, device)
-        change = 1 - sum(cosines(ours, off)) / len(cosines(ours, off))
-        checks.add("the adapter changes the output", change > 1e-4, f"mean cosine distance on/off {change:.6f}")
-    del model
-    pinned, odd = by_commit(lock, options)
-    checks.add("no key is missing or unexpected", not odd, ", ".join(odd[:6]))
-    theirs, _ = embed(pinned, processor, images, device)
-    worst = cosines(ours, theirs)[0]
-    checks.add("by name and by commit are the same model", worst > 0.9999, f"lowest cosine {worst:.6f}")
-    where = paths(root)
-    checks.add("every file read lies in the release", not where, ", ".join(where[:4]))
-    result = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "dtype": dtype,
-        "attention": attention,
-        "load_seconds": round(load_seconds, 3),
-        "latency_ms": {kind: round(value, 2) for kind, value in latency.items()},
-        "peak_memory_bytes": peak(device),
-        "versions": versions(),
-        "scores": [[round(score, 4) for score in row] for row in maxsim(ours)],
-    }
-    ours_class = f"{device}/{dtype}"
-    digest = inputs_sha256(images)
-    embeddings = {"class": ours_class, "queries": list(QUERIES), "inputs_sha256": digest, "vectors": packed(ours)}
-    result.update(embeddings=embeddings, cosine=None, against=None)
-    if args.goldens:
-        compare(checks, result, lock, ours, ours_class, digest, args)
-    return {"checks": checks, **result}
-
-
-def examine(checks, ours, again):
-    import torch
-
-    wrong = [f"{name} {tuple(v.shape)}" for name, v in ours.items() if v.ndim != 2 or v.shape[1] != 128 or not len(v)]
-    checks.add("shape is (n, 128)", not wrong, ", ".join(wrong))
-    checks.add("every value is finite", all(torch.isfinite(v).all() for v in ours.values()))
-    norms = torch.cat([v.norm(dim=1) for v in ours.values()])
-    checks.add("vectors have unit norm", ((norms - 1).abs() < 0.01).all(), f"{norms.min():.4f} to {norms.max():.4f}")
-    worst = cosines(ours, again)[0]
-    checks.add("two forwards agree", worst > 0.99999, f"lowest cosine {worst:.7f}")
-    apart = cosines({"a": ours["page0"]}, {"a": ours["page1"]}) if ours["page0"].shape == ours["page1"].shape else [0]
-    checks.add(
-        "pages differ from each other", sum(apart) / len(apart) < 0.9999, f"mean cosine {sum(apart) / len(apart):.4f}"
-    )
-
-
-def compare(checks, result, lock, ours, ours_class, digest, args):
-    with open(args.goldens, encoding="ascii") as file:
-        goldens = json.load(file)
-    checks.add("goldens are this release's", goldens.get("release") == lock.id, str(goldens.get("release"))[:12])
-    chosen = choose(ours_class, goldens.get("classes") or {})
-    if chosen is None:
-        return checks.add("there are goldens to compare with", False, "none")
-    name, floors = chosen
-    golden = goldens["classes"][name]
-    floors = dict(args.tolerance).get(ours_class, floors)
-    checks.add("goldens are of the same inputs", golden["inputs_sha256"] == digest, golden["inputs_sha256"][:12])
-    theirs = unpacked(golden["vectors"])
-    shapes = {key: tuple(v.shape) for key, v in ours.items()} == {key: tuple(v.shape) for key, v in theirs.items()}
-    checks.add("goldens have the same shape", shapes)
-    if not shapes:
-        return None
-    found = cosines(ours, theirs)
-    mean, p1 = sum(found) / len(found), found[len(found) // 100]
-    result.update(cosine={"mean": round(mean, 6), "p1": round(p1, 6), "min": round(found[0], 6)}, against=name)
-    detail = f"mean {mean:.5f}, p1 {p1:.5f} against {name}; expected at least {floors[0]}, {floors[1]}"
-    checks.add("embeddings are the goldens'", mean >= floors[0] and p1 >= floors[1], detail)
-    order = [[sorted(range(PAGES), key=lambda p: -row[p]) for row in maxsim(v)] for v in (ours, theirs)]
-    checks.add("MaxSim ranks pages as the goldens do", order[0] == order[1], f"{order[0]} against {order[1]}")
-    return None
-
-
-def paths(root):
-    """Files of a Hugging Face cache that this process has open or mapped outside the release."""
-    real, found = os.path.realpath(root) + os.sep, set()
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-        names = {line.split(maxsplit=5)[5].strip() for line in file if line.count("/")}
-    for name in names:
-        if name.endswith(".safetensors") and not os.path.realpath(name).startswith(real):
-            found.add(name)
-    for model in ("/root/.cache/huggingface/hub", os.path.expanduser("~/.cache/huggingface/hub")):
-        if os.path.isdir(model) and not os.path.realpath(model).startswith(real) and os.listdir(model):
-            found.add(f"{model} (another cache in the image)")
-    return sorted(found)
-
-
-def peak(device):
-    import resource
-
-    import torch
-
-    return (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-
-
-def versions():
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "peft", "colpali-engine", "huggingface_hub", "safetensors")
-    found = {"python": sys.version.split()[0]}
-    for name in names:
-        with contextlib.suppress(Exception):
-            found[name] = version(name)
-    return found
+    # torch and colpali-engine are for the families that need them
+    family = importlib.import_module("plain" if lock.serve["family"] == "plain" else "colpali")
+    return {"checks": checks, **family.run(args, lock, checks)}
 
 
 def floors(text):
@@ -422,7 +138,7 @@ def main(argv):
     args = parser.parse_args(argv)
     outbound = Outbound()
     try:
-        answer = run(args, outbound)
+        answer = run(args)
     except release.Refused as no:
         answer = {"error": no.error, "checks": []}
     except Exception as error:

@@ -1,10 +1,8 @@
-"""The store on one machine: sets it up, admits pushed blobs, builds releases, re-hashes. Bastion and hosts alike.
+"""The store on one machine: admits pushed blobs, builds releases, re-hashes. Bastion and hosts alike.
 
-    setup  --store S [--user U --key KEY --from ADDRESS]   directories, and the push user on a host
-    ready  --store S   (stdin: lock)                       sweep what an older, interrupted push left behind
-    admit  --store S   (stdin: lock)                       incoming/ -> blobs/ -> releases/<id>, whole or not at all
-    verify --store S   (stdin: lock)                       hash every blob of the release again
-    image  --store S --image-source SKOPEO --name NAME     export an image into blobs/; prints its entry in the lock
+    ready  --store S --user U   (stdin: lock)   sweep what an older, interrupted push left behind
+    admit  --store S --user U   (stdin: lock)   incoming/ -> blobs/ -> releases/<id>, whole or not at all
+    verify --store S [--sample PERCENT]   (stdin: lock)   hash every blob of the release again, or a sample
 
 One JSON line on standard output; exit code 0 is yes, 1 a no with its reason. All writes are stage, verify, rename.
 """
@@ -12,155 +10,19 @@ One JSON line on standard output; exit code 0 is yes, 1 a no with its reason. Al
 from __future__ import annotations
 
 import argparse
-import fcntl
-import grp
-import hashlib
 import json
 import os
 import pwd
-import re
+import random
 import shutil
 import stat
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
+import layout
 import release
+from files import answered, digests, keep, locked, now, read, sync, write
 from release import Refused
-
-CHUNK = 1 << 20
-
-
-# ------------------------------------------------------------------------------------------------ small, careful I/O
-
-
-def sync_directory(path):
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write(path, text, mode=0o644):
-    """Stage, fsync, rename: nobody ever sees half a file, and a power cut leaves the old or the new one."""
-    staged = f"{path}.new"
-    with open(staged, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(file.fileno(), mode)
-        os.fsync(file.fileno())
-    os.rename(staged, path)
-    sync_directory(os.path.dirname(path))
-
-
-def digest(path):
-    """sha256 of a regular file, never through a link."""
-    sha = hashlib.sha256()
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with open(fd, "rb", buffering=0) as file:
-        while chunk := file.read(CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
-
-
-def digests(paths):
-    """{path: sha256 or None}, on all cores (hashlib lets go of the interpreter's lock)."""
-
-    def one(path):
-        try:
-            return digest(path)
-        except OSError:
-            return None
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return dict(zip(paths, pool.map(one, paths)))  # noqa: B905 - Python 3.9
-
-
-@contextmanager
-def locked(store):
-    """One writer in a store at a time; the kernel frees the lock when its holder dies."""
-    with open(os.path.join(store, ".lock"), "a+", encoding="ascii") as file:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise Refused(store, "is busy", "no other run", file.read(80), "wait for it, then again") from None
-                time.sleep(0.5)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} since {time.strftime('%FT%TZ', time.gmtime())}")
-        file.flush()
-        yield
-
-
-# ------------------------------------------------------------------------------------------------------------- setup
-
-
-def setup(args):
-    """The store's directories, and with --user the push user, who can write incoming/ and nothing else."""
-    os.makedirs(args.store, mode=0o755, exist_ok=True)
-    changed = []
-    modes = {"incoming": 0o755, "taken": 0o700, "blobs": 0o755, "releases": 0o755, "state": 0o755, "tool": 0o755}
-    for name, mode in modes.items():
-        path = os.path.join(args.store, name)
-        if not os.path.isdir(path):
-            os.mkdir(path)
-            changed.append(name)
-        os.chmod(path, mode)
-    devices = {os.stat(os.path.join(args.store, name)).st_dev for name in modes}
-    if len(devices) > 1:
-        raise Refused(args.store, "spans several filesystems", "one, as files are moved by rename", str(len(devices)))
-    if args.user:
-        changed += push_user(args)
-    return {"changed": changed}
-
-
-def push_user(args):
-    """`args.user` with one key that can only run rrsync, write-only, below incoming/. It cannot change that itself."""
-    # Both come from the bastion, which is not trusted: a line break here would be a second key, without our limits.
-    if not re.fullmatch(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}", args.key):
-        raise Refused(
-            "push key", "is no plain public key", "ssh-ed25519 …", ascii(args.key[:80]), "look at the bastion"
-        )
-    if not re.fullmatch(r"\*|[0-9A-Fa-f.:]+(/\d+)?", args.source):
-        raise Refused(
-            "push_from", "is no address", "an IP address or network, or *", ascii(args.source[:80]), "push_from"
-        )
-    home = f"/var/lib/{args.user}"
-    changed = []
-    try:
-        user = pwd.getpwnam(args.user)
-    except KeyError:
-        # '*' is no password and, unlike '!', no locked account: sshd without PAM refuses keys of locked ones.
-        command = ["useradd", "--system", "--no-create-home", "-d", home, "-s", "/bin/sh", "-p", "*", args.user]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise Refused(args.user, "cannot be created", "useradd to succeed", done.stderr.strip()) from None
-        user = pwd.getpwnam(args.user)
-        changed.append("user")
-    if user.pw_uid == 0 or any(
-        args.user in group.gr_mem for group in grp.getgrall() if group.gr_name in ("sudo", "wheel")
-    ):
-        raise Refused(args.user, "may do more than push", "an unprivileged user", "root or sudo", "setting push_user")
-    incoming = os.path.join(args.store, "incoming")
-    os.chown(incoming, user.pw_uid, user.pw_gid)
-    os.makedirs(f"{home}/.ssh", mode=0o755, exist_ok=True)
-    rrsync = shutil.which("rrsync") or "rrsync"
-    source = f'from="{args.source}",' if args.source != "*" else ""
-    line = f'restrict,{source}command="{rrsync} -wo -no-del {incoming}" {args.key}\n'
-    path = f"{home}/.ssh/authorized_keys"
-    old = open(path, encoding="utf-8").read() if os.path.exists(path) else None  # noqa: SIM115
-    if old != line:
-        write(path, line)
-        changed.append("key")
-    return changed
-
 
 # ------------------------------------------------------------------------------------------------------------- admit
 
@@ -260,16 +122,6 @@ def admit(store, lock, user):
     return {"admitted": admitted, "blobs": len(lacking), **built}
 
 
-def keep(store, path, sha256):
-    """A proven file becomes blobs/<sha256>: root's, read-only, on disk before it has its name."""
-    os.chown(path, 0, 0)
-    os.chmod(path, 0o444)
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-    os.rename(path, os.path.join(store, "blobs", sha256))
-
-
 # ------------------------------------------------------------------------------------------------- releases and truth
 
 
@@ -287,14 +139,9 @@ def faults(root, tree):
         if path in tree.links:
             if not os.path.islink(full) or os.readlink(full) != tree.links[path]:
                 found.append(f"changed {path}")
-        elif os.path.islink(full) or (path in tree.texts and read_text(full) != tree.texts[path]):
+        elif os.path.islink(full) or (path in tree.texts and read(full) != tree.texts[path]):
             found.append(f"changed {path}")
     return found
-
-
-def read_text(path):
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        return file.read()
 
 
 def relink(store, root, tree):
@@ -313,12 +160,12 @@ def relink(store, root, tree):
 def build(store, lock):
     """releases/<id> from blobs/ by hard links: built beside, renamed whole; all releases are relinked."""
     root = os.path.join(store, "releases", lock.id)
-    tree = release.tree(lock)
+    tree = layout.tree(lock)
     relinked = {}
     for name in os.listdir(os.path.join(store, "releases")):
         path = os.path.join(store, "releases", name)
         if release.SHA256.fullmatch(name):
-            other = tree if name == lock.id else release.tree(release.parse(read_text(f"{path}/lock.json"), path))
+            other = tree if name == lock.id else layout.tree(release.parse(read(f"{path}/lock.json"), path))
             if changed := relink(store, path, other):
                 relinked[name] = changed
     if os.path.isdir(root) and not faults(root, tree):
@@ -341,28 +188,31 @@ def build(store, lock):
         os.symlink(target, os.path.join(staged, path))
     for folder, _, _ in os.walk(staged):
         os.chmod(folder, 0o555)
-        sync_directory(folder)
+        sync(folder)
     aside = os.path.isdir(root)
     if aside:
         # Not as its lock says, and never patched. A container may have it mounted, so it stays until nothing uses it.
         os.rename(root, os.path.join(store, "releases", f".{lock.id}.{int(time.time())}.aside"))
     os.rename(staged, root)
-    sync_directory(os.path.dirname(root))
+    sync(os.path.dirname(root))
     stamp(store, lock.id, "admit")
     return {"built": True, "replaced": aside, "relinked": relinked}
 
 
 def stamp(store, release_id, how):
     os.makedirs(os.path.join(store, "state", release_id), exist_ok=True)
-    at = {"at": time.strftime("%FT%TZ", time.gmtime()), "epoch": int(time.time()), "how": how}
+    at = {"at": now(), "epoch": int(time.time()), "how": how}
     write(os.path.join(store, "state", release_id, "verified-at"), json.dumps(at) + "\n")
 
 
-def verify(store, lock):
-    """Hash every blob of the release again. A damaged one leaves blobs/: it is then missing, and pushed alone."""
+def verify(store, lock, percent=100):
+    """Hash the blobs of the release again, or a random sample. A damaged one leaves blobs/: it is then missing, and
+    pushed alone."""
     start = time.monotonic()
     wanted = release.blobs(lock)
-    paths = {os.path.join(store, "blobs", sha256): sha256 for sha256 in held(store, wanted)}
+    there = sorted(held(store, wanted))
+    chosen = there if percent == 100 else random.sample(there, -(-len(there) * percent // 100))
+    paths = {os.path.join(store, "blobs", sha256): sha256 for sha256 in chosen}
     hashed = digests(list(paths))
     damaged = {}
     for path, sha256 in paths.items():
@@ -371,93 +221,35 @@ def verify(store, lock):
             # Never back into incoming/: releases still have this inode, and rsync writes in place.
             os.unlink(path)
     root = os.path.join(store, "releases", lock.id)
-    wrong = faults(root, release.tree(lock)) if os.path.isdir(root) else []
-    if not damaged and not wrong and os.path.isdir(root) and not release.missing(wanted, held(store, wanted)):
+    wrong = faults(root, layout.tree(lock)) if os.path.isdir(root) else []
+    missing = release.missing(wanted, held(store, wanted))
+    if not damaged and not wrong and os.path.isdir(root) and not missing and percent == 100:
         stamp(store, lock.id, "verify")
     size = sum(wanted[sha256] for sha256 in paths.values())
     return {
         "damaged": damaged,
         "wrong": wrong,
+        "missing": [release.names(lock, sha256) for sha256 in missing if sha256 not in damaged],
         "hashed": len(paths),
         "bytes": size,
         "seconds": time.monotonic() - start,
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- image
-
-
-def image(args):
-    """Export the backend image by skopeo and keep its blobs; -> the lock's `image`.
-
-    From an engine, layers stay uncompressed: their digests are then the engine's own (diff ids), so exporting again
-    gives the same. From a registry they stay as the registry has them.
-    """
-    work = os.path.join(args.store, "taken", "image")
-    shutil.rmtree(work, ignore_errors=True)
-    command = ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers", args.image_source, f"oci:{work}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=args.deadline)
-    if done.returncode:
-        raise Refused(
-            args.image_source,
-            "cannot be exported",
-            "skopeo copy to succeed",
-            done.stderr.strip()[-300:],
-            "setting image",
-        )
-    with open(os.path.join(work, "index.json"), encoding="utf-8") as file:
-        top = json.load(file)["manifests"][0]
-    with open(os.path.join(work, "blobs/sha256", top["digest"][7:]), encoding="utf-8") as file:
-        manifest = json.load(file)
-    entry = {
-        "name": args.name,
-        "media_type": top["mediaType"],
-        "manifest": {"digest": top["digest"], "size": top["size"]},
-        "config": {key: manifest["config"][key] for key in ("digest", "size")},
-        "layers": [{key: layer[key] for key in ("digest", "size")} for layer in manifest["layers"]],
-    }
-    for blob in [entry["manifest"], entry["config"], *entry["layers"]]:
-        path = os.path.join(work, "blobs/sha256", blob["digest"][7:])
-        if os.path.exists(path):  # a layer can stand in an image twice
-            if digest(path) != blob["digest"][7:]:
-                raise Refused(args.image_source, "exported a blob that is not its digest", blob["digest"])
-            keep(args.store, path, blob["digest"][7:])
-    shutil.rmtree(work)
-    return {"image": entry}
-
-
 def main(argv):
     parser = argparse.ArgumentParser(prog="store")
-    parser.add_argument("verb", choices=["setup", "ready", "admit", "verify", "image"])
+    parser.add_argument("verb", choices=["ready", "admit", "verify"])
     parser.add_argument("--store", required=True)
     parser.add_argument("--user", default="")
-    parser.add_argument("--key", default="")
-    parser.add_argument("--from", dest="source", default="*")
-    parser.add_argument("--image-source")
-    parser.add_argument("--name")
-    parser.add_argument("--deadline", type=int, default=3600)
+    parser.add_argument("--sample", type=int, default=100)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    try:
-        result = run(args)
-    except Refused as no:
-        print(json.dumps({"ok": False, "error": no.error}, ensure_ascii=True))
-        return 1
-    except OSError as error:
-        no = Refused(str(error.filename or args.store), "cannot be written or read", found=str(error.strerror or error))
-        print(json.dumps({"ok": False, "error": no.error}, ensure_ascii=True))
-        return 1
-    print(json.dumps({"ok": True, **result}, ensure_ascii=True, sort_keys=True))
-    return 0
+    return answered(lambda: run(args), args.store)
 
 
 def run(args):
-    if args.verb == "setup":
-        return setup(args)
-    with locked(args.store):
-        if args.verb == "image":
-            return image(args)
+    with locked(os.path.join(args.store, ".lock"), "is busy", within=60):
         lock = release.parse(sys.stdin.read(), "the lock from the controller")
-        if args.verb == "ready":
-            return ready(args.store, lock, args.user)
-        return admit(args.store, lock, args.user) if args.verb == "admit" else verify(args.store, lock)
+        if args.verb == "verify":
+            return verify(args.store, lock, args.sample)
+        return {"ready": ready, "admit": admit}[args.verb](args.store, lock, args.user)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PYINFRA = str(Path(sys.executable).with_name("pyinfra"))
 LOCK = ROOT / "group_data/locks/lab.json"
 BASTION, GPU1, GPU2 = "lab-bastion", "lab-gpu1", "lab-gpu2"
+MIXED = ("--data", "embedding_space_change=mixed-accepted")
 STORES = {BASTION: "/srv/models", GPU1: "/srv/models", GPU2: "/data/models"}
 
 
@@ -36,15 +37,20 @@ class Run:
         return self.report["hosts"][name]
 
 
-def command(*words: str) -> list[str]:
-    return [PYINFRA, "-y", "inventories/lab.py", *words]
+def command(*words: str, inventory: str = "inventories/lab.py") -> list[str]:
+    return [PYINFRA, "-y", inventory, *words]
 
 
-def pyinfra(*words: str, timeout: int = 600, **environment: str) -> Run:
+def pyinfra(*words: str, timeout: int = 600, inventory: str = "inventories/lab.py", **environment: str) -> Run:
     """`pyinfra -y inventories/lab.py …` in the repository; its exit code, all it said, and reports/last.json."""
     (ROOT / "reports/last.json").unlink(missing_ok=True)
     done = subprocess.run(
-        command(*words), cwd=ROOT, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+        command(*words, inventory=inventory),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **environment},
     )
     path = ROOT / "reports/last.json"
     return Run(done.returncode, done.stdout + done.stderr, json.loads(path.read_text()) if path.exists() else {})

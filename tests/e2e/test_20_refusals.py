@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, STORES, commits, embedding, hub, on, pyinfra
+from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, MIXED, STORES, commits, embedding, hub, on, pyinfra
 
 GOLDENS = LOCK.with_name("lab.goldens.json")
 
@@ -24,7 +24,7 @@ def deployed(machines):
     """Both hosts on version 2, whatever ran before."""
     hub("refs", {"docai/colpali-tiny": {"main": commits()["v2"]}})
     assert pyinfra("tasks/lock.py", "--data", "update=true").code == 0
-    run = pyinfra("deploy.py")
+    run = pyinfra("deploy.py", *MIXED)
     assert run.code == 0, run.said[-3000:]
     return run.report["release"]
 
@@ -33,13 +33,13 @@ def test_a_service_that_is_not_healthy_in_time_goes_back_and_stops_the_line(depl
     hub("refs", {"docai/colpali-tiny": {"main": commits()["v1"]}})
     assert pyinfra("tasks/lock.py", "--data", "update=true").code == 0
     untouched, before = container(GPU2), embedding(GPU1)
-    run = pyinfra("deploy.py", "--data", "health_deadline=1")
+    run = pyinfra("deploy.py", *MIXED, "--data", "health_deadline=1")
     assert run.code == 1
     assert run.host(GPU1)["state"] == "withdrawn" and "not healthy after 1 s" in run.host(GPU1)["why"]
     assert run.host(GPU2)["state"] == "held" and container(GPU2) == untouched
     assert release_of(GPU1) == release_of(GPU2) == deployed
     assert embedding(GPU1) == before
-    again = pyinfra("deploy.py")
+    again = pyinfra("deploy.py", *MIXED)
     assert again.code == 0, again.said[-3000:]
     assert embedding(GPU1) != before and release_of(GPU1) == release_of(GPU2) != deployed
 
@@ -164,7 +164,7 @@ models.ColPali.from_pretrained = classmethod(dropped)
 
 
 def test_smoke_sees_the_network_used(deployed):
-    change = "import socket, threading\nreal = smoke.pages\ndef leak():\n    try: socket.getaddrinfo('huggingface.co', 443)\n    except OSError: pass\n    return real()\nsmoke.pages = leak"
+    change = "import socket, threading\nimport colpali\nreal = colpali.pages\ndef leak():\n    try: socket.getaddrinfo('huggingface.co', 443)\n    except OSError: pass\n    return real()\ncolpali.pages = leak"
     answer = smoke_in_image(change)
     assert failing(answer) == {"no outbound attempt"} and "huggingface.co" in str(answer["checks"])
 

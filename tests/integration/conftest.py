@@ -76,7 +76,7 @@ def lock(document):
 def host(tmp_path):
     (tmp_path / "host").mkdir()
     machine = Machine(tmp_path / "host")
-    machine.run("store", "setup")
+    machine.call("setup", "--store", machine.store)
     return machine
 
 
@@ -84,7 +84,7 @@ def host(tmp_path):
 def bastion(tmp_path, contents):
     (tmp_path / "bastion").mkdir()
     machine = Machine(tmp_path / "bastion")
-    machine.run("store", "setup")
+    machine.call("setup", "--store", machine.store)
     for sha256, data in contents.items():
         (machine.store / "blobs" / sha256).write_bytes(data)
     return machine
@@ -100,7 +100,7 @@ def sshd(tmp_path, host, bastion):
         if folder != Path("/") and folder.stat().st_mode & 0o005 != 0o005:
             folder.chmod(folder.stat().st_mode | 0o055)
     key = bastion.run("push", "key")["key"]
-    host.run("store", "setup", "--user", USER, "--key", key, "--from", "127.0.0.1")
+    host.call("setup", "--store", host.store, "--user", USER, "--key", key, "--from", "127.0.0.1")
     folder = tmp_path / "sshd"
     folder.mkdir()
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "host"], check=True)

@@ -21,7 +21,7 @@ TOKEN = "hf_good_member"
 
 def fetch(host, hub, verb, ok=True, token=None, deadline=60, xet=False, **more):
     document = {"token": token, "endpoint": hub["endpoint"], "xet": xet, **more}
-    return host.run("fetch", verb, "--deadline", deadline, document=document, ok=ok)
+    return host.run("fetch", verb, "--within", deadline, document=document, ok=ok)
 
 
 def resolve(host, hub, **more):
@@ -164,9 +164,9 @@ def test_a_captive_portal_is_no_hub(host, hub):
 
 
 def test_a_second_fetch_says_who_holds_the_store(host, hub, locked):
-    stand_in.FAULTS["stall"] = 1
+    stand_in.FAULTS["stall"] = 5  # seconds a chunk: the first one is still at it when the second asks
     document = {"token": None, "endpoint": hub["endpoint"], "xet": False, "lock": locked}
-    words = [sys.executable, str(host.tool), "fetch", "download", "--store", str(host.store), "--deadline", "20"]
+    words = [sys.executable, str(host.tool), "fetch", "download", "--store", str(host.store), "--within", "20"]
     first = subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
     )

@@ -25,7 +25,7 @@ def send(bastion, sshd, blobs, ok=True, **more):
         f"[127.0.0.1]:{sshd['port']}",
     ]
     document = {"blobs": blobs, "known_hosts": more.get("known_hosts", sshd["known_hosts"])}
-    return bastion.run("push", "send", *words, "--deadline", more.get("deadline", 60), document=document, ok=ok)
+    return bastion.run("push", "send", *words, "--within", more.get("deadline", 60), document=document, ok=ok)
 
 
 def test_a_push_brings_exactly_what_lacks_and_admit_takes_it(bastion, host, sshd, document, lock):
@@ -113,6 +113,6 @@ def test_the_push_user_cannot_change_its_own_key(sshd):
     ],
 )
 def test_a_bastion_that_lies_gets_no_second_key(host, key, source):
-    answer = host.run("store", "setup", "--user", USER, "--key", key, "--from", source, ok=False)
+    answer = host.call("setup", "--store", host.store, "--user", USER, "--key", key, "--from", source, ok=False)
     assert "is no" in answer["error"]["what"]
     assert not os.path.exists(f"/var/lib/{USER}/.ssh/authorized_keys")

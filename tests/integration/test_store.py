@@ -6,6 +6,7 @@ import json
 import os
 import stat
 
+import layout
 import pytest
 import release
 
@@ -25,7 +26,7 @@ def test_admit_builds_the_release_by_hard_links(host, document, lock, contents):
     answer = admit(fill(host, contents), document)
     assert answer["admitted"] == sum(map(len, contents.values())) and answer["built"]
     root = host.store / "releases" / lock.id
-    for path, sha256 in release.tree(lock).blobs.items():
+    for path, sha256 in layout.tree(lock).blobs.items():
         assert (root / path).samefile(host.store / "blobs" / sha256)
     snapshot = root / "hub/models--docai--colpali-tiny/snapshots" / ("a" * 40)
     assert (snapshot / "nested/deep/vocab.txt").read_text() == "words"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 
+import layout
 import pytest
 
 from tasks.lib import release
 from tasks.lib.release import Refused
+from tasks.lib.waves import waves
 
 
 def test_the_same_inputs_give_the_same_bytes_and_id(document):
@@ -170,14 +172,14 @@ def test_missing_is_by_digest_and_size():
 
 
 def test_the_tree_is_a_cache_that_resolves(lock, tmp_path):
-    tree = release.tree(lock)
+    tree = layout.tree(lock)
     for link, target in tree.links.items():
         found = (tmp_path / link).parent.joinpath(target).resolve().relative_to(tmp_path.resolve())
         assert str(found) in tree.blobs, link
 
 
 def test_refs_have_no_newline_and_absent_names_have_markers(lock):
-    texts = release.tree(lock).texts
+    texts = layout.tree(lock).texts
     assert texts["hub/models--docai--colpali-tiny/refs/main"] == "a" * 40
     assert texts[f"hub/models--docai--colpali-tiny/.no_exist/{'a' * 40}/config.json"] == ""
 
@@ -199,9 +201,43 @@ def test_the_image_tag_is_unique_to_its_digest(lock):
 )
 def test_waves_hold_every_host_once_and_in_order(count, sizes, expected):
     hosts = [f"gpu{i}" for i in range(count)]
-    plan = release.waves(hosts, sizes)
+    plan = waves(hosts, sizes)
     assert [len(wave) for wave in plan] == expected
     assert [name for wave in plan for name in wave] == hosts
+
+
+def test_a_hosts_own_wave_comes_first_by_its_number():
+    plan = waves(["a", "b", "c", "d"], [1], {"c": 2, "d": 1, "gone": 1})
+    assert plan == [["d"], ["c"], ["a"], ["b"]]
+
+
+def changed(document, **more):
+    copy = json.loads(json.dumps(document))
+    for path, value in more.items():
+        place = copy
+        *way, last = path.split("__")
+        for step in way:
+            place = place[int(step) if step.isdigit() else step]
+        place[last] = value
+    return release.space(release.parse(json.dumps(copy)))
+
+
+def test_the_embedding_space_is_what_decides_a_vector(document):
+    same = release.space(release.parse(json.dumps(document)))
+    assert changed(document, models__0__commit="c" * 40) == same
+    assert changed(document, image__name="docai/backend:2.0") == same
+    assert changed(document, serve__attention="eager") == same
+    assert changed(document, serve__dtype="float32") != same
+    other = {
+        **document["models"][0]["files"],
+        "adapter_model.safetensors": {"size": 3, "sha256": "d" * 64, "etag": "d" * 64},
+    }
+    assert changed(document, models__0__files=other) != same
+    beside = {
+        **document["models"][0]["files"],
+        "generation_config.json": {"size": 3, "sha256": "e" * 64, "etag": "e" * 64},
+    }
+    assert changed(document, models__0__files=beside) == same
 
 
 @pytest.mark.parametrize(
@@ -215,7 +251,7 @@ def test_waves_hold_every_host_once_and_in_order(count, sizes, expected):
     ],
 )
 def test_full_image_names(name, full):
-    assert release.full_name(name) == full
+    assert layout.full_name(name) == full
 
 
 def test_nothing_in_a_message_steers_a_terminal():

@@ -6,10 +6,12 @@ import base64
 import json
 import struct
 
+import colpali
+import plain
+import probe
 import push
 import pytest
 import smoke
-import switch
 
 from tasks.lib import calls, report
 
@@ -21,32 +23,37 @@ def golden(rows):
 
 def test_goldens_are_read_back_as_they_were():
     rows = [(1.0, 0.5), (-0.25, 0.0), (0.125, 2.0)]
-    assert switch.vectors(golden(rows)) == rows
+    assert probe.vectors(golden(rows)) == rows
+
+
+def test_a_smoke_commands_vectors_are_packed_as_goldens_are():
+    rows = [[1.0, 0.5], [-0.25, 0.0]]
+    assert probe.vectors(plain.pack(rows)) == [tuple(row) for row in rows]
 
 
 @pytest.mark.parametrize(
     ("a", "b", "expected"), [((1, 0), (2, 0), 1), ((1, 0), (0, 3), 0), ((1, 1), (-1, -1), -1), ((0, 0), (1, 0), 0)]
 )
 def test_cosine(a, b, expected):
-    assert switch.cosine(a, b) == pytest.approx(expected)
+    assert probe.cosine(a, b) == pytest.approx(expected)
 
 
 def test_the_query_goes_into_every_string_of_the_body():
     body = {"input": ["{query}", 3], "deep": {"q": "x {query}"}}
-    assert switch.filled(body, "why") == {"input": ["why", 3], "deep": {"q": "x why"}}
+    assert probe.filled(body, "why") == {"input": ["why", 3], "deep": {"q": "x why"}}
 
 
 @pytest.mark.parametrize(
     ("ours", "goldens", "expected"),
     [
-        ("cpu/float32", ["cpu/float32", "cuda/bfloat16"], ("cpu/float32", smoke.SAME)),
-        ("cuda/bfloat16", ["cpu/bfloat16", "cpu/float32"], ("cpu/bfloat16", smoke.BF16_ACROSS)),
-        ("cuda/bfloat16", ["cpu/float32"], ("cpu/float32", smoke.BF16_FP32)),
+        ("cpu/float32", ["cpu/float32", "cuda/bfloat16"], ("cpu/float32", colpali.SAME)),
+        ("cuda/bfloat16", ["cpu/bfloat16", "cpu/float32"], ("cpu/bfloat16", colpali.BF16_ACROSS)),
+        ("cuda/bfloat16", ["cpu/float32"], ("cpu/float32", colpali.BF16_FP32)),
         ("cpu/float32", [], None),
     ],
 )
 def test_the_nearest_goldens_and_their_floors(ours, goldens, expected):
-    assert smoke.choose(ours, dict.fromkeys(goldens)) == expected
+    assert colpali.choose(ours, dict.fromkeys(goldens)) == expected
 
 
 def test_floors_are_read():

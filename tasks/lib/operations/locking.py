@@ -8,19 +8,20 @@ from typing import Any
 from pyinfra import host, logger
 from pyinfra.api import operation
 
-from tasks.lib import locks, operations, report, run
+from tasks.lib import locks, report
 from tasks.lib.calls import call, expect, fail, guarded
+from tasks.lib.operations import fetching
 from tasks.lib.release import FORMAT, Refused, parse, release_id, write
 from tasks.lib.settings import Settings
 
 
 def upstream(target: Any, settings: Settings) -> dict[str, Any]:
     """The Hub's answer to what the settings ask for: {"models": […], "asked": {…}} (remote/fetch.py, resolve)."""
-    operations.set_up_bastion(target, settings)
-    operations.ensure_venv(target, settings)
+    fetching.set_up_bastion(target, settings)
+    fetching.ensure_venv(target, settings)
     models = [model.model_dump() for model in settings.models]
-    document = operations.hub(settings, models=models)
-    return dict(expect(operations.fetch_call(target, "resolve", settings, document, 900)))
+    document = fetching.hub(settings, models=models)
+    return dict(expect(fetching.fetch_call(target, "resolve", settings, document, 900)))
 
 
 def moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -48,7 +49,7 @@ def lock(settings: Settings):
     def work(host: Any) -> bool:
         return settle(host, settings, old, wanted, dry=False)
 
-    if run.dry():
+    if report.dry():
         try:
             settle(host, settings, old, wanted, dry=True)
         except Refused as no:
@@ -70,9 +71,11 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
     models = old["models"] if keep and old else new["models"]
     for repo, names in sorted(new["left_out"].items()):
         logger.info(f"    {repo}: left out {', '.join(names) or 'nothing'}")
-    image = operations.export_image(target, settings, None)
-    serve = {"model": settings.models[0].repo, "family": settings.family}
+    image = fetching.export_image(target, settings, None)
+    serve: dict[str, Any] = {"model": settings.models[0].repo, "family": settings.family}
     serve |= {"dtype": settings.dtype, "attention": settings.attention}
+    if settings.smoke_command:
+        serve["smoke_command"] = settings.smoke_command
     document = {"format": FORMAT, "asked": wanted, "models": models, "image": dict(image), "serve": serve}
     path, text = locks.lock_path(settings), write(document)
     parse(text, str(path))
@@ -90,7 +93,7 @@ def accept_goldens(settings: Settings):
 
     def work(host: Any) -> bool:
         lock = locks.read_lock(settings, "INVENTORY")
-        found = expect(call(host, "engine", "embeddings", "--store", settings.model_store, "--release", lock.id))
+        found = expect(call(host, "engine", "embeddings", release=lock.id))
         locks.Goldens(settings).save(lock, found["embeddings"])
         report.record(host.name, state="locked", release=lock.id)
         return True

@@ -1,0 +1,95 @@
+"""What is there: preflight, status, and hashes taken again. None of it changes what a host serves."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from pyinfra import host, logger
+from pyinfra.api import FunctionCommand, operation
+
+from tasks.lib import fleet, report, standing
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded
+from tasks.lib.release import Refused
+from tasks.lib.settings import Settings
+
+
+@operation(is_idempotent=False)
+def preflight(problems: list[str]):
+    """Fail this host with everything that it lacks; else it is fit."""
+    if problems:
+        report.record(host.name, state="unfit", why="; ".join(problems))
+        yield FunctionCommand(tell, (problems,), {})
+        return
+    report.record(host.name, fit=True, state="fit")
+    host.noop("fit for the release")
+
+
+def tell(state: Any, host: Any, problems: list[str]) -> bool:
+    for problem in problems:
+        host.log_styled(problem, fg="red", log_func=logger.error)
+    return False
+
+
+@operation(is_idempotent=False)
+def status(settings: Settings):
+    """What this host serves, and how it strays from what was confirmed; drift and a mixed fleet are failures."""
+    seen = report.RESULTS[host.name]["seen"]
+    if not seen:
+        report.record(host.name, state="unreadable", why="could not be looked at: run again with -v")
+        yield FunctionCommand(tell, (["could not be looked at"],), {})
+        return
+    found = standing.drift(seen, settings)
+    current = seen["store"]["current"]
+    report.record(host.name, release=current, **standing.proof(seen, current))
+    pending = seen["store"]["pending"]
+    if pending:
+        found.append(f"a switch to {str(pending.get('to'))[:12]} is pending; the next run, or a reboot, ends it")
+    strange = mixed()
+    if strange and not any(
+        (report.RESULTS[each.name]["seen"] or {}).get("store", {}).get("lease") for each in fleet.targets()
+    ):
+        found.append(strange)
+    state_word = "drifted" if found else "in order" if current else "empty"
+    report.record(host.name, state=state_word, why="; ".join(found))
+    if found:
+        yield FunctionCommand(tell, (found,), {})
+    else:
+        host.noop(state_word)
+
+
+def mixed() -> str:
+    """ "" or how the fleet answers in more than one embedding space."""
+    seen = [report.RESULTS[each.name].get("seen") for each in fleet.targets()]
+    spaces = Counter(space for each in seen if each and (space := standing.space_of(each)) != "none")
+    counts = ", ".join(f"{count} in {space}" for space, count in sorted(spaces.items()))
+    return f"the fleet answers in {len(spaces)} embedding spaces ({counts})" if len(spaces) > 1 else ""
+
+
+@operation(is_idempotent=True)
+def verify(settings: Settings):
+    """Hash the bytes of the current release again, all of them or a sample; damage is named, and fails this host."""
+
+    def work(host: Any) -> bool:
+        seen = report.RESULTS[host.name]["seen"]
+        if not seen:
+            raise Refused(host.name, "could not be looked at", next="run again with -v")
+        current = seen["store"]["current"]
+        if not current:
+            report.record(host.name, state="empty")
+            return True
+        lock = standing.locked_here(seen, current)
+        if lock is None:
+            raise Refused(f"{host.name}: releases/{current[:12]}", "is missing or not readable", next="deploy.py")
+        ensure_tool(host)
+        document = json.dumps(lock.document)
+        found = expect(call(host, "store", "verify", sample=settings.sample, document=document, deadline=14400))
+        report.record(host.name, release=current, hashed_bytes=found["bytes"], state="intact")
+        wrong = [f"{blob['what']} is damaged" for blob in found["damaged"].values()]
+        wrong += found["wrong"] + [f"{name} is missing" for name in found["missing"]]
+        if wrong:
+            return fail(host, f"{'; '.join(wrong[:10])}. Next: deploy.py, which repairs it", "damaged")
+        return True
+
+    yield guarded(work)

@@ -1,0 +1,50 @@
+"""What nothing uses goes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pyinfra import host, logger, state
+from pyinfra.api import operation
+
+from tasks.lib import report
+from tasks.lib.calls import call, ensure_tool, expect, guarded
+from tasks.lib.fitness import size
+from tasks.lib.release import Lock, Refused, blobs
+from tasks.lib.settings import Settings
+
+
+@operation(is_idempotent=True)
+def prune(settings: Settings, lock: Lock | None):
+    """Delete old releases, blobs and images that nothing uses; with --dry, tell what would go."""
+    document = json.dumps({"keep": [lock.id] if lock else [], "blobs": sorted(blobs(lock)) if lock else []})
+
+    def work(host: Any, verb: str) -> bool:
+        seen = report.RESULTS[host.name]["seen"]
+        if not seen:
+            raise Refused(host.name, "could not be looked at", next="run again with -v")
+        if not seen["store_filesystem"]["exists"]:
+            report.record(host.name, state="empty")
+            return True
+        ensure_tool(host)
+        found = expect(call(host, "prune", verb, keep=settings.keep_releases, document=document, deadline=3600))
+        for name, freed in sorted(found["releases"].items()):
+            logger.info(f"    [{host.name}] release {name[:12]}: {size(freed)}")
+        for name, freed in sorted(found["images"].items()):
+            logger.info(f"    [{host.name}] image {name}: up to {size(freed)} in Docker")
+        for name, why in sorted(found["kept"].items()):
+            logger.info(f"    [{host.name}] kept {name[:12]}: {why}")
+        some = found["releases"] or found["blobs"] or found["images"] or found["leftovers"]
+        report.record(host.name, freed_bytes=sum(found["blobs"].values()))
+        report.record(host.name, docker_freed_bytes=sum(found["images"].values()))
+        report.record(host.name, state="unchanged" if not some else "pruned" if verb == "do" else "would change")
+        return True
+
+    if state.is_executing:
+        yield guarded(lambda host: work(host, "do"))
+    else:
+        try:
+            work(host, "plan")
+        except Refused as no:
+            report.record(host.name, state="failed", why=str(no))

@@ -1,0 +1,67 @@
+"""One rollout at a time: a lease on every target host, all or none, before anything is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from functools import cache
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import QuoteString, StringCommand, operation
+
+from tasks.lib import fleet, report
+from tasks.lib.calls import call, ensure_tool, expect, guarded, options, tool_path
+from tasks.lib.settings import Settings
+
+
+def who() -> str:
+    return f"{os.environ.get('USER') or os.environ.get('LOGNAME') or 'unknown'}@{os.uname().nodename}"
+
+
+@cache
+def lease_id() -> str:
+    """This run's own, in every host's lease.json."""
+    return f"x{secrets.token_hex(4)}"  # a letter first: pyinfra reads `--data lease=12345678` as a number
+
+
+@operation(is_idempotent=True)
+def lease(settings: Settings, release: str, why: str, needed: Any = lambda: True):
+    """Hold this host for this run; `needed` says, when its time has come, whether the run changes anything at all."""
+    if not needed():
+        report.record(host.name, leased=True)
+        host.noop("nothing will change: no lease is needed")
+        return
+
+    def work(host: Any) -> bool:
+        ensure_tool(host)
+        words = options(store=settings.model_store, id=lease_id(), who=who(), release=release, why=why)
+        tool = StringCommand("python3", QuoteString(tool_path(settings)), "lease hold")
+        answer = fleet.leases.take(host, StringCommand(tool, *[QuoteString(word) for word in words]))
+        try:
+            expect(json.loads(answer))
+        except ValueError:
+            expect({"error": {"where": host.name, "what": "gives no lease", "found": answer or "no answer"}})
+        report.record(host.name, leased=True, lease=lease_id())
+        return True
+
+    yield guarded(work, phase="lease")
+
+
+@operation(is_idempotent=True)
+def unlock(settings: Settings):
+    """End the lease that the operator names; journaled on the host."""
+    found = report.RESULTS[host.name]["seen"]["store"]["lease"]
+    if not found:
+        report.record(host.name, state="unlocked", why="nobody holds it")
+        host.noop("nobody holds this host")
+        return
+
+    def work(host: Any) -> bool:
+        ensure_tool(host)
+        expect(call(host, "lease", "unlock", id=settings.lease, who=who()))
+        report.record(host.name, state="unlocked")
+        return True
+
+    yield guarded(work)

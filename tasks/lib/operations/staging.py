@@ -1,0 +1,162 @@
+"""On a GPU host: push what it lacks, admit it, load the image, smoke-test it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gevent.lock import BoundedSemaphore
+from pyinfra import host, logger, state
+from pyinfra.api import operation
+
+from tasks.lib import compose, fitness, fleet, report, standing
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.lib.display import Pushes
+from tasks.lib.release import Lock, Refused, blobs
+from tasks.lib.settings import Settings
+
+_pushes: dict[int, BoundedSemaphore] = {}
+
+
+@operation(is_idempotent=True)
+def stage(lock: Lock, settings: Settings, goldens: Any):
+    """Push what the host lacks, admit it, load the image, smoke-test it: one operation, so that no host waits."""
+    seen = report.RESULTS[host.name]["seen"]
+    need, total = fitness.lacking(seen, lock), sum(blobs(lock).values())
+    report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
+    text = compose.override(lock, settings, tool_path(settings), goldens.has(lock))
+    whole = standing.staged(seen, lock, text)
+    old = standing.stale(seen, lock, settings, fleet.now()) and not standing.active(seen, settings, lock, text)
+    if whole and not old and not settings.verify and goldens.has(lock):
+        about = seen["store"]["states"][lock.id]
+        tell(host, about["smoke"])
+        report.record(host.name, staged=True, state="ready", verified=about["verified"]["at"])
+        host.noop("staged before: bytes proven and smoke test passed")
+        return
+    report.record(host.name, state="would change", moved_bytes=0 if state.is_executing else sum(need.values()))
+
+    def work(host: Any) -> bool:
+        again = bool(settings.verify) or old
+        return stage_host(host, lock, settings, goldens, again)
+
+    yield guarded(work, phase="stage")
+
+
+def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again: bool) -> bool:
+    document = json.dumps(lock.document)
+    set_up_host(target, settings)
+    if again:
+        checked = expect(call(target, "store", "verify", document=document, deadline=3600))
+        damaged = checked["damaged"]
+        for blob in damaged.values():
+            found = f"damaged: {blob['what']}; expected sha256 {blob['expected']}, found {blob['found']}; it is pushed again"
+            target.log_styled(found, fg="red", log_func=logger.error)
+        report.record(target.name, repaired=sorted(blob["what"] for blob in damaged.values()))
+    bastion = fleet.bastion()
+    expect(call(bastion, "push", "idle", host=target.name, deadline=120))
+    user = settings.push_user
+    ready = expect(call(target, "store", "ready", user=user, document=document))
+    moved = push(target, settings, ready["missing"])
+    admitted = expect(call(target, "store", "admit", user=user, document=document, deadline=3600))
+    ledger(target, lock, ready, moved, admitted)
+    report.record(target.name, recreate=bool(admitted["relinked"] or admitted["replaced"]))
+    expect(call(target, "engine", "load", document=document, deadline=3600))
+    return smoke_host(target, lock, settings, goldens)
+
+
+def smoke_host(target: Any, lock: Lock, settings: Settings, goldens: Any) -> bool:
+    folder, golden = f"{settings.model_store}/state/{lock.id}", goldens.has(lock)
+    text = compose.override(lock, settings, tool_path(settings), golden)
+    if golden and not put(target, f"{folder}/goldens.json", goldens.text(lock).encode()):
+        raise Refused(target.name, "cannot write the goldens", next=f"look at {folder}")
+    if not put(target, f"{folder}/compose.override.candidate.yaml", text.encode()):
+        raise Refused(target.name, "cannot write the override", next=f"look at {folder}")
+    stack = report.RESULTS[target.name]["seen"]["stack"]
+    files = [f"{settings.stack}/{stack['files'][0]}", f"{folder}/compose.override.candidate.yaml"]
+    answer = smoke(target, lock, settings, files, settings.stack)
+    tell(target, answer)
+    # Only a smoke test that passed makes the override one that activate may take.
+    if not put(target, f"{folder}/compose.override.yaml", text.encode()):
+        raise Refused(target.name, "cannot write the override", next=f"look at {folder}")
+    when = time.strftime("%FT%TZ", time.gmtime())
+    if not golden:
+        accept = f"tasks/lock.py --data accept_goldens_from={target.name}"
+        why = f"passed its smoke test, but there are no goldens to compare with. Next: {accept}"
+        return fail(target, why, "not proven")
+    report.record(target.name, staged=True, state="ready", verified=when)
+    return True
+
+
+def set_up_host(target: Any, settings: Settings) -> None:
+    """The store, the tool, and a push user whose one key can write below incoming/ and nothing else."""
+    bastion = fleet.bastion()
+    ensure_tool(target)
+    ensure_tool(bastion)
+    key = expect(call(bastion, "push", "key"))["key"]
+    source = settings.push_from or expect(call(bastion, "push", "source", to=address(target, settings)))["source"]
+    expect(call(target, "setup", user=settings.push_user, key=key, from_=source))
+
+
+def address(target: Any, settings: Settings) -> str:
+    return settings.push_address or target.data.get("ssh_hostname") or target.name
+
+
+def push(target: Any, settings: Settings, need: Mapping[str, int]) -> Mapping[str, Any]:
+    """Bastion to host, at most `push_parallel` at once; a failure is this host's alone."""
+    if not need:
+        return {"moved": 0, "matched": 0, "sent": 0}
+    bastion = fleet.bastion()
+    port = target.data.get("ssh_port") or 22
+    name = target.data.get("ssh_hostname") or target.name
+    known = Path(target.data.get("ssh_known_hosts_file") or "~/.ssh/known_hosts").expanduser()
+    document = json.dumps({"blobs": dict(need), "known_hosts": known.read_text(encoding="utf-8")})
+
+    def look() -> dict[str, Any]:
+        return call(bastion, "push", "status", deadline=30).get("running", {})
+
+    with _pushes.setdefault(settings.push_parallel, BoundedSemaphore(settings.push_parallel)), Pushes.of(look):
+        sent = call(
+            bastion,
+            "push",
+            "send",
+            document=document,
+            deadline=settings.push_deadline + 30,
+            within=settings.push_deadline,
+            host=target.name,
+            to=f"{settings.push_user}@{address(target, settings)}",
+            port=settings.push_port or port,
+            # The host key is known by the name that the inventory has, whatever address the bastion uses.
+            alias=name if port == 22 else f"[{name}]:{port}",
+            limit=settings.bandwidth_limit,
+        )
+    return expect(sent)
+
+
+def ledger(
+    target: Any, lock: Lock, ready: Mapping[str, Any], moved: Mapping[str, Any], admitted: Mapping[str, Any]
+) -> None:
+    """sent + there already = the lock's total, or the host fails: an exit code of 0 proves no byte."""
+    total, need = sum(blobs(lock).values()), sum(ready["missing"].values())
+    whole = sum(size for name, size in ready["partial"].items() if size == ready["missing"][name])
+    if moved["moved"] + moved["matched"] + whole < need or total - need + admitted["admitted"] != total:
+        found = f"{moved['moved']} sent, {moved['matched'] + whole} resumed, {total - need} there"
+        found += f", {admitted['admitted']} admitted"
+        expected = f"{total} bytes in the lock"
+        raise Refused(target.name, "the ledger does not add up", expected, found, "the deploy again")
+    report.record(target.name, there_bytes=total - moved["moved"], moved_bytes=moved["moved"], sent_bytes=moved["sent"])
+
+
+def tell(target: Any, smoke: Mapping[str, Any]) -> None:
+    cosine = (smoke.get("cosine") or {}).get("mean")
+    report.record(target.name, cosine=cosine, latency_ms=smoke["latency_ms"]["page"])
+    report.record(target.name, outbound_attempts=smoke["outbound_attempts"])
+
+
+def smoke(target: Any, lock: Lock, settings: Settings, files: list[str], directory: str) -> Mapping[str, Any]:
+    """The smoke test of the release, by Compose from `files`; Refused with what it found wrong."""
+    more: dict[str, Any] = {"project": f"hf-smoke-{lock.short}", "project_directory": directory, "file": files}
+    within = settings.smoke_deadline
+    return expect(call(target, "engine", "smoke", release=lock.id, within=within, deadline=within + 60, **more))

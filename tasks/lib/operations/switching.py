@@ -1,0 +1,144 @@
+"""The switch of a host's service from one release to another, forward and back."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from pyinfra import host, state
+from pyinfra.api import operation
+
+from tasks.lib import compose, fleet, report, standing
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, tool_path
+from tasks.lib.operations.leasing import who
+from tasks.lib.release import Lock, Refused, say
+from tasks.lib.settings import Settings
+
+
+@operation(is_idempotent=True)
+def activate(lock: Lock, settings: Settings):
+    """Switch the service to the release by one program on the host, which reverts by itself when it is not healthy."""
+    known = report.RESULTS[host.name]
+    text = compose.override(lock, settings, tool_path(settings), True)
+    if standing.active(known["seen"], settings, lock, text) and not known.get("recreate"):
+        changed = known.get("moved_bytes") or known.get("repaired")
+        report.record(host.name, confirmed=True, state="active" if changed else "unchanged")
+        host.noop("the service runs this release")
+        return
+    yield guarded(lambda host: switch(host, settings, lock.id, text, why="deploy"), phase="activate")
+
+
+@operation(is_idempotent=True)
+def withdraw(settings: Settings, hosts: list[str]):
+    """When too many hosts failed: this host, which was switched in this run, goes back to what it served before."""
+    failed = sorted({each.name for each in state.failed_hosts} & {each.name for each in fleet.targets()})
+    known = report.RESULTS[host.name]
+    if len(failed) <= settings.max_failed_hosts or host.name not in hosts or not known.get("switched"):
+        host.noop("nothing to withdraw")
+        return
+    why = f"withdrawn: {', '.join(failed)} failed"
+
+    def work(host: Any) -> bool:
+        store = known["seen"]["store"]
+        report.record(host.name, confirmed=False)
+        if not store["current"]:
+            return fail(host, f"{why}; it served nothing before, so it stays", "not withdrawn")
+        lock, text = standing.target(known["seen"], store["current"])
+        # Not `previous`: a rollback must not lead to what the fleet has just turned down.
+        if not switch(host, settings, lock.id, text, why=why, previous=store["previous"] or lock.id):
+            return False
+        report.record(host.name, confirmed=False, release=lock.id)
+        return fail(host, why, "withdrawn")
+
+    yield guarded(work, phase="withdraw")
+
+
+@operation(is_idempotent=True)
+def check_target(settings: Settings):
+    """The release that this host would go back to is here, every byte of it hashed, and its image is loaded."""
+    known = report.RESULTS[host.name]
+
+    def work(host: Any) -> bool:
+        seen = known["seen"]
+        if not seen or not seen["docker"]:
+            raise Refused(host.name, "cannot be looked at, or has no Docker Engine", next="tasks/preflight.py")
+        lock, text = standing.target(seen, settings.release)
+        ensure_tool(host)
+        document = json.dumps(lock.document)
+        found = expect(call(host, "store", "verify", document=document, deadline=3600))
+        wrong = [blob["what"] for blob in found["damaged"].values()] + found["wrong"] + found["missing"]
+        if wrong:
+            what = f"release {lock.short} is not intact"
+            raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), "deploy.py, which repairs it")
+        expect(call(host, "engine", "load", document=document, deadline=3600))
+        report.record(host.name, **standing.proof(seen, lock.id), verified=report.stamp(time.time()))
+        report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id, override=text)
+        return True
+
+    yield guarded(work, phase="check")
+
+
+@operation(is_idempotent=True)
+def roll_back(settings: Settings):
+    """Forward's own code path, backwards: the same switch, probe, soak and confirmation."""
+    known = report.RESULTS[host.name]
+
+    def work(host: Any) -> bool:
+        seen, target, text = known["seen"], known["target"], known["override"]
+        lock = standing.locked_here(seen, target)
+        if lock and standing.active(seen, settings, lock, text):
+            report.record(host.name, confirmed=True, state="unchanged")
+            return True
+        return switch(host, settings, target, text, why="rollback")
+
+    yield guarded(work, phase="activate")
+
+
+def switch(
+    target: Any, settings: Settings, release_id: str, override: str, why: str, previous: str | None = None
+) -> bool:
+    """One switch, by the program on the host; then the confirmation over a new connection, or the host goes back.
+
+    `previous`: what the host's record of that name becomes, where it is not the release that is left.
+    """
+    known = report.RESULTS[target.name]
+    stack = known["seen"]["stack"]
+    if known.get("lease") and not fleet.leases.held(target):
+        what = "lost its lease: somebody took it, or the connection broke"
+        raise Refused(target.name, what, known["lease"], "none", "tasks/status.py, then the same again")
+    document = {
+        "who": who(),
+        "why": why,
+        "probe": settings.probe.model_dump() if settings.probe else None,
+        "expect_env": compose.environment_of(override, settings.service),
+        "drain": settings.drain,
+        "readmit": settings.readmit,
+    }
+    # its own deadline to get healthy, and then up to five minutes to revert
+    within = settings.health_deadline
+    answer = call(
+        target,
+        "switch",
+        "activate",
+        document=json.dumps(document),
+        deadline=2 * within + settings.soak + 600,
+        release=release_id,
+        stack=settings.stack,
+        override=stack["override"],
+        project=settings.project or stack["project"],
+        service=settings.service,
+        within=within,
+        soak=settings.soak,
+        confirm=settings.confirm_deadline,
+        recreate=bool(known.get("recreate")),
+        previous=previous,
+    )
+    if answer.get("ok"):
+        with fleet.fresh(target):
+            answer = call(target, "switch", "confirm", token=answer["token"], within=330, deadline=360)
+    if not answer.get("ok"):
+        return fail(target, say(answer.get("error") or {}), answer.get("state") or "failed")
+    report.record(target.name, confirmed=True, switched=True, state="active", release=release_id)
+    report.record(target.name, probe=answer.get("probe"), switch_seconds=answer.get("seconds"))
+    return True

@@ -1,0 +1,172 @@
+"""What a host serves, and whether it is what it should be: pure rules over what `remote/look.py` saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.lib.compose import environment_of
+from tasks.lib.fitness import Seen, lacking
+from tasks.lib.release import Lock, Refused, blobs, parse, space
+from tasks.lib.settings import Settings
+
+
+def staged(seen: Seen, lock: Lock, override: str) -> bool:
+    """Whether this host has proven this very release with this very override before: nothing to push, admit or smoke."""
+    about = seen["store"]["states"].get(lock.id) or {}
+    smoke = about.get("smoke") or {}
+    return (
+        not lacking(seen, lock)
+        and lock.id in (seen["store"]["releases"] or [])
+        and bool(about.get("verified"))
+        and smoke.get("ok") is True
+        and about.get("override") == override
+        and bool(seen["docker"])
+        and lock.image.tag in seen["docker"]["images"]
+    )
+
+
+def active(seen: Seen, settings: Settings, lock: Lock, override: str) -> bool:
+    """Whether the service runs this release now: record, override in place, container, its health, mount and label."""
+    container = seen.get("container") or {}
+    stack = seen.get("stack") or {}
+    return (
+        seen["store"]["current"] == lock.id
+        and (stack.get("overrides") or {}).get(stack.get("override")) == override
+        and container.get("state") == "running"
+        and container.get("health") in (None, "healthy")
+        and container.get("release") == lock.id
+        and container.get("mounts", {}).get(settings.hf_home) == f"{settings.model_store}/releases/{lock.id}"
+    )
+
+
+def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
+    """Whether the last hash of this release is too old (`verify_max_age`) for it to be activated on its word."""
+    verified = (seen["store"]["states"].get(lock.id) or {}).get("verified") or {}
+    return now - verified.get("epoch", 0) > settings.verify_max_age
+
+
+def as_asked(seen: Seen, settings: Settings, lock: Lock, override: str, now: float) -> bool:
+    """Whether a deploy of this lock has nothing to do here."""
+    fresh = not settings.verify and not stale(seen, lock, settings, now)
+    here = staged(seen, lock, override) and active(seen, settings, lock, override)
+    return here and fresh and not seen["store"]["pending"]
+
+
+def locked_here(seen: Seen, release_id: str | None) -> Lock | None:
+    """The lock of a release as the host itself has it, or None where that cannot be read or is another release's."""
+    try:
+        lock = parse((seen["store"]["locks"] or {}).get(release_id) or "", "lock.json")
+    except Refused:
+        return None
+    return lock if lock.id == release_id else None
+
+
+def space_of(seen: Seen) -> str:
+    """The embedding space that the host answers in: an id, "none" where nothing is active, "unknown" where unreadable."""
+    current = seen["store"]["current"]
+    if not current:
+        return "none"
+    lock = locked_here(seen, current)
+    return space(lock) if lock else "unknown"
+
+
+def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
+    """What the report says of a host before anything is done to it."""
+    if not seen or "container" not in seen:
+        return {}
+    store, container, lease = seen["store"], seen["container"] or {}, seen["store"]["lease"]
+    gpu = (seen["gpus"] or [None])[0]
+    return {
+        "from": store["current"],
+        "since": store["since"],
+        "space": space_of(seen),
+        "container": container.get("health") or container.get("state"),
+        "gpu": f"{len(seen['gpus'])} x {gpu['name']}, driver {gpu['driver']}" if gpu else None,
+        "disk_free_bytes": seen["store_filesystem"]["free_bytes"],
+        "lease": f"{lease.get('id')} {lease.get('who')}" if lease else None,
+    }
+
+
+def proof(seen: Seen, release_id: str | None) -> dict[str, Any]:
+    """What a release was proven with on this host: its last hashing and its smoke test."""
+    about = (seen["store"]["states"] or {}).get(release_id) or {}
+    smoke = about.get("smoke") or {}
+    return {
+        "verified": (about.get("verified") or {}).get("at"),
+        "cosine": (smoke.get("cosine") or {}).get("mean"),
+        "latency_ms": (smoke.get("latency_ms") or {}).get("page"),
+        "versions": smoke.get("versions"),
+    }
+
+
+def space_problem(seen: Seen, lock: Lock, settings: Settings, one_wave: bool) -> list[str]:
+    """Two releases of different embedding spaces may not answer one index, unless the operator has said how."""
+    here, there = space_of(seen), space(lock)
+    if here in ("none", there) or one_wave or settings.embedding_space_change == "mixed-accepted":
+        return []
+    if settings.drain and settings.readmit:
+        return []
+    mend = 'waves = ["100%"], or `drain` and `readmit`, or embedding_space_change = "mixed-accepted"'
+    return [f"answers in embedding space {here}; the release's is {there}, and waves would mix them. Next: {mend}"]
+
+
+def target(seen: Seen, asked: str) -> tuple[Lock, str]:
+    """Where a rollback goes: the release that was asked for (an id or its beginning), else the previous confirmed one.
+
+    -> its lock as the host has it, and the override that its smoke test passed with. Refused: what the host lacks.
+    """
+    store = seen["store"]
+    found = [name for name in store["releases"] or [] if asked and name.startswith(asked)]
+    if asked and len(found) != 1:
+        has = ", ".join(name[:12] for name in store["releases"] or []) or "none"
+        raise Refused(f"release {asked}", "is not one release of this host", "one of its own", has, "tasks/status.py")
+    chosen = found[0] if found else store["previous"]
+    if not chosen:
+        raise Refused("rollback", "has nowhere to go", "a previous confirmed release", "none", "tasks/status.py")
+    lock = locked_here(seen, chosen)
+    override = (store["states"].get(chosen) or {}).get("override")
+    if lock is None or not override:
+        lacks = "its lock" if lock is None else "its override"
+        raise Refused(f"releases/{chosen[:12]}", "is not complete", "an activated release", f"no {lacks}", "deploy.py")
+    return lock, override
+
+
+def drift(seen: Seen, settings: Settings) -> list[str]:
+    """How what runs strays from what was confirmed, as sentences; [] is in order."""
+    store, current = seen["store"], seen["store"]["current"]
+    if not current:
+        return []
+    lock, found = locked_here(seen, current), []
+    if lock is None:
+        return [f"releases/{current[:12]} is missing or not readable"]
+    have = store["blobs"] or {}
+    wrong = [name for name, size in blobs(lock).items() if have.get(name) != size]
+    if wrong:
+        found.append(f"{len(wrong)} blobs are missing or have another size")
+    override = (store["states"].get(current) or {}).get("override") or ""
+    stack = seen.get("stack") or {}
+    if (stack.get("overrides") or {}).get(stack.get("override")) != override:
+        found.append("the override beside the stack is not the release's")
+    if store["frozen"]:
+        found.append(f"is frozen: {store['frozen'].get('why')}")
+    return found + (_service(seen, settings, lock, override) if override else ["has no record of its override"])
+
+
+def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[str]:
+    container = seen.get("container")
+    if not container:
+        return ["the service has no container"]
+    found = []
+    if container["state"] != "running" or container["health"] not in (None, "healthy"):
+        found.append(f"the service is {container['health'] or container['state']}")
+    if container["image"] not in lock.image.ids:
+        found.append("the service runs another image")
+    expected = environment_of(override, settings.service)
+    if container["mounts"].get(expected["HF_HOME"]) != f"{settings.model_store}/releases/{lock.id}":
+        found.append("the release is not what is mounted")
+    inside: Mapping[str, str] = container["process"] or {}
+    odd = sorted(key for key, value in expected.items() if inside.get(key) != value)
+    if odd and container["state"] == "running":
+        found.append(f"the process has another environment: {', '.join(odd)}")
+    return found

@@ -1,0 +1,21 @@
+"""Delete what nothing uses, on the bastion and the hosts: pyinfra -y INVENTORY tasks/prune.py
+
+--dry                 what would go, in bytes by release
+--data keep_releases=2
+"""
+
+from pyinfra import host, state
+
+from tasks.lib import fleet, locks, report, run
+from tasks.lib.operations import leasing
+from tasks.lib.operations.keeping import prune
+
+settings = run.open_run()
+lock = run.refuse(locks.read_lock, settings, run.inventory_name()) if locks.lock_path(settings).exists() else None
+report.install(state, run.roles(), None, report.PRUNE)
+
+if host.name in [fleet.bastion().name, *run.in_service()]:
+    run.look(None)
+    if host.name in run.in_service():
+        leasing.lease(name="Lease", settings=settings, release="none", why="prune")
+    prune(name="Prune", settings=settings, lock=lock)

@@ -1,0 +1,125 @@
+"""Files, carefully: written by stage, fsync, rename; hashed on all cores; locked by who says so. And the one-line answer.
+
+Shared by the remote programs; nothing here knows what a release is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from release import Refused
+
+CHUNK = 1 << 20
+
+
+def sync(folder):
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write(path, text, mode=0o644):
+    """Stage, fsync, rename: nobody ever sees half a file, and a power cut leaves the old or the new one."""
+    staged = f"{path}.new"
+    with open(staged, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fchmod(file.fileno(), mode)
+        os.fsync(file.fileno())
+    os.rename(staged, path)
+    sync(os.path.dirname(path))
+
+
+def read(path):
+    """The text of a file, or None where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def remove(path):
+    if os.path.lexists(path):
+        os.unlink(path)
+        sync(os.path.dirname(path))
+
+
+def now():
+    """UTC, ISO 8601, as journals and reports have it."""
+    return time.strftime("%FT%TZ", time.gmtime())
+
+
+def digest(path):
+    """sha256 of a regular file, never through a link."""
+    sha = hashlib.sha256()
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(fd, "rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def digests(paths):
+    """{path: sha256 or None}, on all cores (hashlib lets go of the interpreter's lock)."""
+
+    def one(path):
+        try:
+            return digest(path)
+        except OSError:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return dict(zip(paths, pool.map(one, paths)))  # noqa: B905 - Python 3.9
+
+
+def keep(store, path, sha256):
+    """A proven file becomes blobs/<sha256>: root's, read-only, on disk before it has its name."""
+    os.chown(path, 0, 0)
+    os.chmod(path, 0o444)
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    os.rename(path, os.path.join(store, "blobs", sha256))
+
+
+@contextmanager
+def locked(path, what, within=0.0):
+    """Hold the lock file `path`, waiting `within` seconds; else Refused with its holder. The kernel frees a dead one's."""
+    with open(path, "a+", encoding="ascii") as file:
+        until = time.monotonic() + within
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= until:
+                    file.seek(0)
+                    holder = file.read(80) or "one that starts this moment"
+                    raise Refused(os.path.dirname(path), what, "nobody", holder, "wait for it, then again") from None
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} since {now()}")
+        file.flush()
+        yield
+
+
+def answered(work, where):
+    """Run `work`, print its answer (or its refusal) as one line of ASCII JSON; -> exit code: 0 is yes, 1 is no."""
+    try:
+        answer = {"ok": True, **work()}
+    except Refused as no:
+        answer = {"ok": False, "error": no.error}
+    except OSError as error:
+        no = Refused(str(error.filename or where), "cannot be read or written", found=str(error.strerror or error))
+        answer = {"ok": False, "error": no.error}
+    print(json.dumps(answer, ensure_ascii=True, sort_keys=True), flush=True)
+    return 0 if answer["ok"] else 1

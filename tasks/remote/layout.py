@@ -1,0 +1,88 @@
+"""What a release's directory is: a complete Hugging Face cache of its models alone, and an OCI layout of its image.
+
+Pure: data about a directory, for who builds, checks or reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from release import Image, Lock, Model, git_sha1, image_blobs, write
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A release's directory as data; all paths relative to it.
+
+    blobs: path -> sha256 (hard links); links: path -> target of a relative symlink; texts: path -> content.
+    """
+
+    blobs: Mapping[str, str]
+    links: Mapping[str, str]
+    texts: Mapping[str, str]
+
+
+def tree(lock: Lock) -> Tree:
+    """The directory of a release: lock.json, a complete Hugging Face cache of these models alone, an OCI layout.
+
+    Layout of the cache: huggingface_hub 2.4 (file_download.py, _tree_cache.py). refs/main has no newline: with one,
+    the client's own lookup fails.
+    """
+    hard: dict[str, str] = {}
+    links: dict[str, str] = {}
+    texts: dict[str, str] = {"lock.json": write({**lock.document, "asked": {}})}
+    for model in lock.models:
+        top = f"hub/{model.folder}"
+        for path, file in model.files.items():
+            hard[f"{top}/blobs/{file.etag}"] = file.sha256
+            up = "../" * (2 + path.count("/"))
+            links[f"{top}/snapshots/{model.commit}/{path}"] = f"{up}blobs/{file.etag}"
+        texts[f"{top}/refs/main"] = model.commit
+        texts[f"{top}/trees/{model.commit}.json"] = _listing(model)
+        texts.update({f"{top}/.no_exist/{model.commit}/{name}": "" for name in model.absent})
+    hard.update({f"image/blobs/sha256/{sha256}": sha256 for sha256 in image_blobs(lock)})
+    texts.update({f"image/{name}": text for name, text in _oci(lock.image).items()})
+    return Tree(hard, links, texts)
+
+
+def _listing(model: Model) -> str:
+    """The client's own listing of a commit, of what the release takes: it then names a missing file offline."""
+    files = {}
+    for path, file in sorted(model.files.items()):
+        files[path] = {"size": file.size, "blob_id": file.etag}
+        if file.etag == file.sha256:
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
+            files[path] = {"size": file.size, "blob_id": git_sha1(pointer.encode())}
+            files[path].update({"lfs_sha256": file.sha256, "lfs_size": file.size})
+    return json.dumps({"format_version": 1, "files": files}, indent=1)
+
+
+def full_name(name: str) -> str:
+    """An image's name as Docker means it: docker.io/library/ in front of what names no registry."""
+    first, slash, _ = name.partition("/")
+    if slash and (first == "localhost" or "." in first or ":" in first):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
+
+
+def _oci(image: Image) -> dict[str, str]:
+    manifest = {"mediaType": image.media_type, "digest": f"sha256:{image.manifest.sha256}", "size": image.manifest.size}
+    # containerd's store takes names as they stand here, and `docker` then looks for the full one.
+    names = {
+        "org.opencontainers.image.ref.name": image.tag.rpartition(":")[2],
+        "io.containerd.image.name": full_name(image.tag),
+    }
+    manifest["annotations"] = names
+    # Docker Engine's `load` reads this one; an OCI layout without it is refused up to Engine 26 with the classic store.
+    legacy = {
+        "Config": f"blobs/sha256/{image.config.sha256}",
+        "RepoTags": [image.tag],
+        "Layers": [f"blobs/sha256/{layer.sha256}" for layer in image.layers],
+    }
+    return {
+        "oci-layout": '{"imageLayoutVersion":"1.0.0"}',
+        "index.json": json.dumps({"schemaVersion": 2, "manifests": [manifest]}, sort_keys=True),
+        "manifest.json": json.dumps([legacy], sort_keys=True),
+    }

@@ -1,0 +1,64 @@
+"""Asks the running service for the golden queries, as the operator's `probe` says, and compares with the goldens.
+
+The standard library alone: hosts have no numpy, and three queries need none.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+import urllib.request
+
+from release import Refused
+
+
+def vectors(entry):
+    """[[float]] of a golden: {"shape": [n, 128], "f16": base64, little-endian half floats}."""
+    rows, width = entry["shape"]
+    flat = struct.unpack(f"<{rows * width}e", base64.b64decode(entry["f16"]))
+    return [flat[i * width : (i + 1) * width] for i in range(rows)]
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b))  # noqa: B905 - Python 3.9
+    return dot / (math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b)) or 1.0)
+
+
+def filled(body, query):
+    """The operator's body with {query} in its strings."""
+    if isinstance(body, dict):
+        return {key: filled(value, query) for key, value in body.items()}
+    if isinstance(body, list):
+        return [filled(value, query) for value in body]
+    return body.replace("{query}", query) if isinstance(body, str) else body
+
+
+def probe(asked, goldens):
+    """Embed the golden queries through the running service; -> lowest mean cosine. None asked for: not embedded."""
+    classes = list((goldens.get("classes") or {}).values())
+    if not asked or not classes:
+        return None
+    lowest = 1.0
+    for golden in classes[:1]:
+        for number, query in enumerate(golden["queries"]):
+            request = urllib.request.Request(asked["url"], json.dumps(filled(asked["body"], query)).encode())
+            request.add_header("Content-Type", "application/json")
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    found = json.loads(answer.read())
+                for key in asked["answer"].split("."):
+                    found = found[int(key)] if isinstance(found, list) else found[key]
+                theirs = vectors(golden["vectors"][f"query{number}"])
+                if len(found) != len(theirs):
+                    raise ValueError(f"{len(found)} vectors, the goldens have {len(theirs)}")
+                lowest = min(lowest, sum(map(cosine, found, theirs)) / len(theirs))
+            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                found = f"{type(error).__name__}: {error}"
+                said = ("does not embed", "vectors as the probe says", found, "setting probe")
+                raise Refused(asked["url"], *said) from None
+    floor = asked.get("at_least", 0.99)
+    if lowest < floor:
+        raise Refused(asked["url"], "embeds otherwise than the goldens", f"cosine ≥ {floor}", f"{lowest:.5f}")
+    return round(lowest, 6)

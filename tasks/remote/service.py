@@ -1,0 +1,122 @@
+"""The operator's service on a host: Compose's files and commands, the container, its health, what runs inside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+
+from files import read
+from release import Refused
+
+MARKER = "# written by hf-offline"
+STACK_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+
+
+class Service:
+    """One service of one stack; the files are those that a person's `docker compose up -d` in that directory takes."""
+
+    def __init__(self, stack, override, project, service):
+        self.stack, self.project, self.name = stack, project, service
+        self.override = os.path.join(stack, override)
+
+    def compose(self, *words, timeout=120):
+        base = ["compose", "-p", self.project, "--project-directory", self.stack]
+        return docker(*base, *self.files(), *words, timeout=timeout)
+
+    def files(self, override=None):
+        name = next(n for n in STACK_FILES if os.path.isfile(os.path.join(self.stack, n)))
+        override = override or self.override
+        return ["-f", os.path.join(self.stack, name), *(["-f", override] if os.path.exists(override) else [])]
+
+    def container(self):
+        """The service's container as `docker inspect` shows it, or None."""
+        compose = "label=com.docker.compose"
+        labels = (f"{compose}.project={self.project}", f"{compose}.service={self.name}", f"{compose}.oneoff=False")
+        found = docker("ps", "-aq", "--no-trunc", *(word for label in labels for word in ("--filter", label)))
+        if found.returncode:
+            said = found.stderr.strip()[-200:]
+            raise Refused("docker", "does not answer", found=said, next="systemctl status docker")
+        ids = found.stdout.split()
+        return json.loads(docker("inspect", ids[0]).stdout)[0] if ids else None
+
+    def logs(self):
+        """The last lines of the service, without what a terminal would obey."""
+        text = self.compose("logs", "--no-color", "--no-log-prefix", "--tail", "40", self.name).stdout[-3000:]
+        return "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text) if c == "\n" or c.isprintable())
+
+    def up(self, timeout, recreate=False):
+        more = ["--force-recreate"] if recreate else []
+        done = self.compose("up", "-d", "--no-build", "--pull", "never", *more, self.name, timeout=timeout)
+        if done.returncode:
+            said = done.stderr.strip()[-500:]
+            raise Refused("docker compose up", "failed", "success", said, "look at the stack's file")
+
+    def wait_healthy(self, deadline):
+        """The container once it is healthy (or runs, where it has no health check); Refused on exit, restart or deadline."""
+        started, until = time.monotonic(), time.monotonic() + deadline
+        while True:
+            found = self.container()
+            state = (found or {}).get("State", {})
+            health = (state.get("Health") or {}).get("Status")
+            settled = health == "healthy" or (health is None and time.monotonic() - started > 5)
+            if found and state["Status"] == "running" and settled:
+                return found
+            if found and (found["RestartCount"] or state["Status"] in ("exited", "dead")):
+                what = f"exited with code {state['ExitCode']}, {found['RestartCount']} restarts"
+                raise Refused(self.name, what, "a healthy container", self.logs()[-600:])
+            if health == "unhealthy":
+                raise Refused(self.name, "is unhealthy", "healthy", last_check(state) or self.logs()[-600:])
+            if time.monotonic() > until:
+                now = health or state.get("Status") or "no container"
+                raise Refused(
+                    self.name, f"is not healthy after {deadline:.0f} s", "healthy", f"{now}: {self.logs()[-400:]}"
+                )
+            time.sleep(0.3)
+
+    def soak(self, found, seconds):
+        """Nothing may happen for `seconds`: the same container, running, never restarted, not unhealthy."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(min(1, max(0, until - time.monotonic())))
+            now = self.container()
+            state = (now or {}).get("State", {})
+            health = (state.get("Health") or {}).get("Status")
+            started = found["State"]["StartedAt"]
+            same = now and now["Id"] == found["Id"] and state["StartedAt"] == started and not now["RestartCount"]
+            if not same or state["Status"] != "running" or health == "unhealthy":
+                restarts = f"{(now or {}).get('RestartCount', '?')} restarts, {state.get('Status', 'no container')}"
+                said = f"{restarts}, {health or 'no health check'}: {self.logs()[-400:]}"
+                raise Refused(self.name, "did not stay up", f"no restart for {seconds:.0f} s", said)
+
+    def check_inside(self, found, store, release_id, expect_env):
+        """What runs is what was proven: image, mount and environment of the very process."""
+        root = os.path.join(store, "releases", release_id)
+        tag = json.loads(read(os.path.join(root, "image", "manifest.json")))[0]["RepoTags"][0]
+        wanted = docker("image", "inspect", "-f", "{{.Id}}", tag).stdout.strip()
+        if found["Image"] != wanted:
+            raise Refused(self.name, "runs another image", wanted, found["Image"])
+        mounts = {mount["Destination"]: mount.get("Source") for mount in found["Mounts"]}
+        if mounts.get(expect_env.get("HF_HOME", "")) != root:
+            raise Refused(self.name, "does not have the release mounted", root, str(mounts))
+        with open(f"/proc/{found['State']['Pid']}/environ", "rb") as file:
+            pairs = [entry.partition(b"=") for entry in file.read().split(b"\0")]
+        inside = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, _, value in pairs}
+        wrong = {key: inside.get(key) for key, value in expect_env.items() if inside.get(key) != value}
+        if wrong:
+            expected = str({key: expect_env[key] for key in wrong})
+            raise Refused(self.name, "has another environment in its process", expected, str(wrong))
+
+
+def docker(*words, timeout=120):
+    try:
+        return subprocess.run(["docker", *words], capture_output=True, text=True, errors="replace", timeout=timeout)
+    except subprocess.TimeoutExpired as late:
+        return subprocess.CompletedProcess(late.cmd, 124, "", f"no answer within {timeout} s")
+
+
+def last_check(state):
+    log = (state.get("Health") or {}).get("Log") or [{}]
+    return (log[-1].get("Output") or "").strip()[-300:]

@@ -1,0 +1,16 @@
+"""What runs where, and whether it is what was confirmed; changes nothing: pyinfra -y INVENTORY tasks/status.py
+
+The same as JSON in reports/last.json. Exit code 1 on drift, and on a fleet that answers in two embedding spaces.
+"""
+
+from pyinfra import host, state
+
+from tasks.lib import report, run
+from tasks.lib.operations.checking import status
+
+settings = run.open_run()
+report.install(state, run.gpus(), None, report.STATUS)
+
+if host.name in run.in_service():
+    run.look(None)
+    status(name="Status", settings=settings)

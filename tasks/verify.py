@@ -1,0 +1,16 @@
+"""Hash the current release of each host again: pyinfra -y INVENTORY tasks/verify.py
+
+--data sample=10      percent of the blobs, chosen at random; all of them by default
+"""
+
+from pyinfra import host, state
+
+from tasks.lib import report, run
+from tasks.lib.operations.checking import verify
+
+settings = run.open_run()
+report.install(state, run.gpus(), None, report.VERIFY)
+
+if host.name in run.in_service():
+    run.look(None)
+    verify(name="Verify", settings=settings)

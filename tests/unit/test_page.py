@@ -1,0 +1,59 @@
+"""The page for the change ticket: everything in one file, nothing loaded, the same report the same page."""
+
+from __future__ import annotations
+
+import re
+
+from tasks.lib import page, report
+
+START = 1_790_000_000.0
+
+
+def row(state="active", why="", **more):
+    phases = [{"phase": "stage", "start": START, "end": START + 4, "ok": True}]
+    phases.append({"phase": "activate", "start": START + 5, "end": START + 8, "ok": state == "active"})
+    empty = dict.fromkeys(report.FIELDS)
+    known = {"release": "f" * 64, "total_bytes": 2_000_000, "moved_bytes": 500_000, "cosine": 1.0, "phases": phases}
+    return {**empty, **known, "role": "gpu", "state": state, "why": why, **more}
+
+
+DOCUMENT = {
+    "format": report.FORMAT,
+    "command": "pyinfra -y inventories/prod.py deploy.py",
+    "who": "op@desk",
+    "started": "2026-11-24T12:00:00Z",
+    "ended": "2026-11-24T12:00:09Z",
+    "seconds": 9.0,
+    "release": "f" * 64,
+    "dry": False,
+    "verdict": "failed",
+    "plan": [["a"], ["b"]],
+    "hosts": {"a": row(), "b": row("withdrawn", "it <b>broke</b>")},
+    "retry": "pyinfra -y inventories/prod.py deploy.py",
+}
+
+
+def test_the_page_tells_it_all():
+    words = page.html(DOCUMENT)
+    for word in ("failed", "op@desk", "a (wave 1)", "b (wave 2)", "withdrawn", "500.0 kB moved", "3.0 s ✗", "f" * 12):
+        assert word in words, word
+    assert "it &lt;b&gt;broke&lt;/b&gt;" in words and "<b>broke" not in words
+
+
+def test_the_page_needs_nothing_from_anywhere():
+    words = page.html(DOCUMENT)
+    assert "<script" not in words and "<link" not in words and "@import" not in words
+    addresses = set(re.findall(r"https?://[^\"'<> ]+", words))
+    assert all(
+        address.startswith(("http://www.w3.org", "http://purl.org", "http://creativecommons.org"))
+        for address in addresses
+    )
+
+
+def test_the_same_report_gives_the_same_page():
+    assert page.html(DOCUMENT) == page.html(DOCUMENT)
+
+
+def test_a_run_that_ended_before_it_began_has_a_page_too():
+    empty = {name: {**dict.fromkeys(report.FIELDS), "role": "gpu", "state": "unfit", "why": "x"} for name in "ab"}
+    assert "<svg" not in page.html({**DOCUMENT, "hosts": empty})

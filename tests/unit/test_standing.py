@@ -1,0 +1,101 @@
+"""What a host serves: drift is named, a space change is refused until the operator has said how, rollback knows where to go."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from tasks.lib import compose, release, settings, standing
+from tests.unit.test_fitness import SEEN
+
+TOOL = "/srv/models/tool/tool-1.pyz"
+
+
+@pytest.fixture
+def wanted(values):
+    return settings.check([("test", values)])
+
+
+@pytest.fixture
+def served(lock, wanted):
+    """A host that serves the release, as look.py sees it."""
+    seen = copy.deepcopy(SEEN)
+    text = compose.override(lock, wanted, TOOL, True)
+    about = {"override": text, "verified": {"epoch": 1, "at": "then"}, "smoke": {"ok": True, "cosine": {"mean": 1.0}}}
+    seen["store"] |= {
+        "blobs": release.blobs(lock),
+        "releases": [lock.id],
+        "current": lock.id,
+        "previous": None,
+        "locks": {lock.id: release.write(lock.document)},
+        "states": {lock.id: about},
+        "lease": None,
+        "pending": None,
+        "since": "then",
+    }
+    seen["stack"] = {"files": ["c.yml"], "override": "o.yml", "overrides": {"o.yml": text}, "project": "p"}
+    seen["container"] = {
+        "id": "1",
+        "image": lock.image.ids[0],
+        "state": "running",
+        "health": "healthy",
+        "release": lock.id,
+        "mounts": {wanted.hf_home: f"{wanted.model_store}/releases/{lock.id}"},
+        "process": compose.environment(lock, wanted),
+    }
+    return seen
+
+
+def test_what_is_in_order_does_not_drift(served, wanted):
+    assert standing.drift(served, wanted) == []
+
+
+def test_each_drift_is_named(served, wanted, lock):
+    for change, said in (
+        (lambda s: s["store"]["blobs"].popitem(), "1 blobs are missing"),
+        (lambda s: s["stack"]["overrides"].update({"o.yml": "x"}), "override beside the stack"),
+        (lambda s: s.update(container=None), "no container"),
+        (lambda s: s["container"].update(state="exited", health=None), "the service is exited"),
+        (lambda s: s["container"].update(image="sha256:0"), "another image"),
+        (lambda s: s["container"].update(mounts={}), "not what is mounted"),
+        (lambda s: s["container"]["process"].update(HF_HUB_OFFLINE="0"), "another environment: HF_HUB_OFFLINE"),
+        (lambda s: s["store"].update(frozen={"why": "x"}), "is frozen"),
+        (lambda s: s["store"].update(locks={}), "missing or not readable"),
+    ):
+        seen = copy.deepcopy(served)
+        change(seen)
+        found = standing.drift(seen, wanted)
+        assert len(found) == 1 and said in found[0], found
+
+
+def test_a_space_change_needs_the_operators_word(served, wanted, document):
+    document["serve"]["dtype"] = "float32"
+    new = release.parse(json.dumps(document))
+    old = release.parse(served["store"]["locks"][served["store"]["current"]])
+    assert standing.space_problem(served, old, wanted, one_wave=False) == []
+    assert "would mix them" in standing.space_problem(served, new, wanted, one_wave=False)[0]
+    assert standing.space_problem(served, new, wanted, one_wave=True) == []
+    for said in ({"embedding_space_change": "mixed-accepted"}, {"drain": "x", "readmit": "y"}):
+        assert standing.space_problem(served, new, wanted.model_copy(update=said), one_wave=False) == []
+    assert standing.space_problem(served, new, wanted.model_copy(update={"drain": "x"}), one_wave=False)
+
+
+def test_a_space_that_cannot_be_read_is_not_taken_for_the_same(served, wanted, lock):
+    served["store"]["locks"] = {lock.id: "{"}
+    assert standing.space_of(served) == "unknown"
+    assert "unknown" in standing.space_problem(served, lock, wanted, one_wave=False)[0]
+
+
+def test_rollback_goes_to_the_previous_release_or_the_one_that_was_named(served, lock):
+    with pytest.raises(release.Refused, match="nowhere to go"):
+        standing.target(served, "")
+    served["store"]["previous"] = lock.id
+    assert standing.target(served, "")[0].id == lock.id
+    assert standing.target(served, lock.id[:9])[0].id == lock.id
+    with pytest.raises(release.Refused, match="is not one release"):
+        standing.target(served, "0000")
+    served["store"]["states"] = {}
+    with pytest.raises(release.Refused, match="override"):
+        standing.target(served, "")
