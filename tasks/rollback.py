@@ -9,7 +9,7 @@ from pyinfra import host, state
 
 from tasks.lib import fleet, report, run
 from tasks.lib.operations.leasing import lease
-from tasks.lib.operations.switching import check_target, roll_back
+from tasks.lib.operations.switching import check_target, one_target, roll_back
 
 settings = run.open_run(bastion=False)
 plan = run.plan(settings.rollback_waves)
@@ -22,6 +22,8 @@ if host.name in gpus:
     fleet.gate(name="Gate: the hosts are ours", before=gpus, after=gpus, key="leased")
     check_target(name="Check: the target is intact", settings=settings)
     fleet.gate(name="Gate: intact everywhere", before=gpus, after=gpus, key="intact")
+    one_target(name="Check: one release for all", hosts=gpus)
+    fleet.gate(name="Gate: the hosts agree", before=gpus, after=gpus, key="agreed")
 
 for number, wave in host.loop(list(enumerate(plan, 1))):
     after = [name for later in plan[number:] for name in later]

@@ -57,7 +57,7 @@ def targets() -> list[Any]:
 
 def refuse_flags(argv: Sequence[str]) -> None:
     """pyinfra flags that would defeat the gates (and --no-wait exits 0 on failure)."""
-    bad = {"--serial", "--no-wait"} & set(argv)
+    bad = {"--serial", "--no-wait", "--fail-percent"} & {word.partition("=")[0] for word in argv}
     if bad:
         raise PyinfraError(f"{' '.join(sorted(bad))} would defeat the gates between the phases. Next: leave it out")
 

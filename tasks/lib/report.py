@@ -143,7 +143,7 @@ class Report(BaseStateCallback):
         releases = {row["release"] for row in rows.values() if row["release"]}
         document = {
             "format": FORMAT,
-            "command": shlex.join(["pyinfra", *sys.argv[1:]]),
+            "command": shlex.join(["pyinfra", *told(sys.argv[1:])]),
             "who": f"{os.environ.get('USER') or os.environ.get('LOGNAME') or 'unknown'}@{os.uname().nodename}",
             "started": stamp(self.started),
             "ended": stamp(time.time()),
@@ -153,8 +153,10 @@ class Report(BaseStateCallback):
             "verdict": "ok" if good else "failed",
             "hosts": rows,
             "plan": self.plan() if self.plan else [],
-            "retry": None if good else shlex.join(["pyinfra", *[a for a in sys.argv[1:] if a != "--dry"]]),
+            "retry": None if good else shlex.join(["pyinfra", *[a for a in told(sys.argv[1:]) if a != "--dry"]]),
         }
+        # A --dry that found a host wanting, or a refusal that no operation raised, is no success either.
+        self.state.failed_hosts |= {self.state.inventory.get_host(name) for name in failed}
         where = save(document, self.rollout and not dry())
         show(document, failed, self.columns, where)
         return good
@@ -173,6 +175,17 @@ class Report(BaseStateCallback):
             reason = why or "the run ended before this host was finished"
             row |= {"state": "incomplete", "why": "; ".join(filter(None, [row["why"], reason]))}
         return row | {key: known.get(key) for key in FIELDS}
+
+
+def told(words: Sequence[str]) -> list[str]:
+    """The command line without the passwords that pyinfra would take on it."""
+    found, hide = [], False
+    for word in words:
+        option = word.partition("=")[0]
+        secret = option in ("--ssh-password", "--ssh-key-password", "--sudo-password")
+        found.append("…" if hide else f"{option}=…" if secret and "=" in word else word)
+        hide = secret and "=" not in word
+    return found
 
 
 def dry() -> bool:

@@ -16,6 +16,12 @@ from tasks.lib.release import Lock, Refused
 from tasks.lib.settings import Settings, check
 from tasks.lib.waves import waves
 
+# Settings that waves, gates and the lock go by: a rollout has one of each.
+ROLLOUT = (
+    *("lock", "models", "image", "family", "smoke_command", "dtype", "attention"),
+    *("waves", "rollback_waves", "max_failed_hosts", "on_failure", "embedding_space_change"),
+)
+
 
 def inventory_name() -> str:
     """The inventory as it was named on the command line, for the commands in messages."""
@@ -50,9 +56,10 @@ def open_run(bastion: bool = True) -> Settings:
     fleet.refuse_flags(sys.argv)
     if not bastion:
         state.failed_hosts.discard(fleet.bastion())
-    for each in [fleet.bastion(), *fleet.targets()]:
+    for each in [fleet.bastion(), *fleet.targets(), host]:
         if "settings" not in report.RESULTS.get(each.name, {}):
             report.record(each.name, settings=settings_of(each))
+    one_word()
     for name, why in fleet.out_of_service().items():
         report.record(name, state="out of service", why=f"out of service: {why}")
         # Left out, so its silence is no failure of this run.
@@ -62,6 +69,20 @@ def open_run(bastion: bool = True) -> Settings:
         # With -y pyinfra would not even ask operations whether they change anything.
         state.check_for_changes = True
     return report.RESULTS[host.name]["settings"]
+
+
+def one_word() -> None:
+    """What a rollout as a whole goes by must be the same on every host of it."""
+    every = {each.name: report.RESULTS[each.name]["settings"] for each in [fleet.bastion(), *fleet.targets()]}
+    for key in ROLLOUT:
+        values = {name: getattr(settings, key) for name, settings in every.items()}
+        odd = [name for name, value in values.items() if value != values[fleet.bastion().name]]
+        if odd:
+            found = f"{values[odd[0]]!r} on {', '.join(odd[:3])}"
+            raise PyinfraError(
+                f"{inventory_name()}: {key} is one for the whole rollout; "
+                f"expected {values[fleet.bastion().name]!r} as on the bastion, found {found}. Next: group_data/"
+            )
 
 
 def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
@@ -77,13 +98,16 @@ def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
             "egress": settings.egress,
         }
     seen = host.get_fact(Host, ask=json.dumps(ask, sort_keys=True))
+    if seen and "store" not in seen:
+        lacks, seen = fitness.unfit(seen, settings, lock, role, fleet.now()), None
+    else:
+        lacks = fitness.unfit(seen, settings, lock, role, fleet.now())
     report.record(host.name, seen=seen, **standing.told(seen, settings))
     if host.name != fleet.bastion().name:
         look_at_bastion()
-    found = fitness.unfit(seen, settings, lock, role, fleet.now())
     if seen and lock and role == "gpu":
-        found += standing.space_problem(seen, lock, settings, one_wave)
-    return found
+        lacks += standing.space_problem(seen, lock, settings, one_wave)
+    return lacks
 
 
 def look_at_bastion() -> None:
@@ -117,7 +141,12 @@ def changes(lock: Lock, goldens: Any) -> bool:
         known = report.RESULTS[each.name]
         settings, seen = known["settings"], known.get("seen")
         text = compose.override(lock, settings, tool_path(settings), True)
-        if not seen or not goldens.has(lock) or not standing.as_asked(seen, settings, lock, text, fleet.now()):
+        if (
+            not seen
+            or seen["store"]["lease"] is not None
+            or not goldens.has(lock)
+            or not standing.as_asked(seen, settings, lock, text, fleet.now())
+        ):
             return True
     return False
 

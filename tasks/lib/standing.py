@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.lib.compose import environment_of
+from tasks.lib.compose import MARKER, environment_of
 from tasks.lib.fitness import Seen, lacking
 from tasks.lib.release import Lock, Refused, blobs, parse, space
 from tasks.lib.settings import Settings
@@ -18,6 +18,7 @@ def staged(seen: Seen, lock: Lock, override: str) -> bool:
     return (
         not lacking(seen, lock)
         and lock.id in (seen["store"]["releases"] or [])
+        and not seen["store"]["recreate"]
         and bool(about.get("verified"))
         and smoke.get("ok") is True
         and about.get("override") == override
@@ -27,16 +28,15 @@ def staged(seen: Seen, lock: Lock, override: str) -> bool:
 
 
 def active(seen: Seen, settings: Settings, lock: Lock, override: str) -> bool:
-    """Whether the service runs this release now: record, override in place, container, its health, mount and label."""
-    container = seen.get("container") or {}
-    stack = seen.get("stack") or {}
+    """Whether the service runs this release now, confirmed: record, override in place, image, mount, the process itself."""
+    store, stack = seen["store"], seen.get("stack") or {}
     return (
-        seen["store"]["current"] == lock.id
+        store["current"] == lock.id
+        and not store["pending"]
+        and not store["recreate"]
         and (stack.get("overrides") or {}).get(stack.get("override")) == override
-        and container.get("state") == "running"
-        and container.get("health") in (None, "healthy")
-        and container.get("release") == lock.id
-        and container.get("mounts", {}).get(settings.hf_home) == f"{settings.model_store}/releases/{lock.id}"
+        and (seen.get("container") or {}).get("release") == lock.id
+        and _service(seen, settings, lock, override) == []
     )
 
 
@@ -49,8 +49,7 @@ def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
 def as_asked(seen: Seen, settings: Settings, lock: Lock, override: str, now: float) -> bool:
     """Whether a deploy of this lock has nothing to do here."""
     fresh = not settings.verify and not stale(seen, lock, settings, now)
-    here = staged(seen, lock, override) and active(seen, settings, lock, override)
-    return here and fresh and not seen["store"]["pending"]
+    return fresh and staged(seen, lock, override) and active(seen, settings, lock, override)
 
 
 def locked_here(seen: Seen, release_id: str | None) -> Lock | None:
@@ -81,11 +80,17 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
         "from": store["current"],
         "since": store["since"],
         "space": space_of(seen),
-        "container": container.get("health") or container.get("state"),
+        "container": condition(container) if container else None,
         "gpu": f"{len(seen['gpus'])} x {gpu['name']}, driver {gpu['driver']}" if gpu else None,
         "disk_free_bytes": seen["store_filesystem"]["free_bytes"],
         "lease": f"{lease.get('id')} {lease.get('who')}" if lease else None,
     }
+
+
+def condition(container: Seen) -> str:
+    """A stopped container keeps its last health; what it is now is what counts."""
+    running = container["state"] == "running"
+    return str((container["health"] if running else None) or container["state"])
 
 
 def proof(seen: Seen, release_id: str | None) -> dict[str, Any]:
@@ -135,8 +140,13 @@ def target(seen: Seen, asked: str) -> tuple[Lock, str]:
 def drift(seen: Seen, settings: Settings) -> list[str]:
     """How what runs strays from what was confirmed, as sentences; [] is in order."""
     store, current = seen["store"], seen["store"]["current"]
+    if settings.store_is_mount and not store["mounted"]:
+        return [f"{settings.model_store} is not mounted"]
     if not current:
-        return []
+        overrides = (seen.get("stack") or {}).get("overrides") or {}
+        ours = any((text or "").startswith(MARKER) for text in overrides.values())
+        lost = ours or (seen.get("container") or {}).get("release")
+        return [f"{settings.model_store} has no record of what serves here; is its disk mounted?"] if lost else []
     lock, found = locked_here(seen, current), []
     if lock is None:
         return [f"releases/{current[:12]} is missing or not readable"]
@@ -159,7 +169,7 @@ def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[
         return ["the service has no container"]
     found = []
     if container["state"] != "running" or container["health"] not in (None, "healthy"):
-        found.append(f"the service is {container['health'] or container['state']}")
+        found.append(f"the service is {condition(container)}")
     if container["image"] not in lock.image.ids:
         found.append("the service runs another image")
     expected = environment_of(override, settings.service)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -120,6 +121,12 @@ def answered(work, where):
         answer = {"ok": False, "error": no.error}
     except OSError as error:
         no = Refused(str(error.filename or where), "cannot be read or written", found=str(error.strerror or error))
+        answer = {"ok": False, "error": no.error}
+    except Exception as error:  # a surprise is an answer too: nobody reads a traceback on a GPU host
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        no = Refused(
+            where, f"{type(error).__name__} at {os.path.basename(last.filename)}:{last.lineno}", found=str(error)
+        )
         answer = {"ok": False, "error": no.error}
     print(json.dumps(answer, ensure_ascii=True, sort_keys=True), flush=True)
     return 0 if answer["ok"] else 1

@@ -52,7 +52,7 @@ def hold(args):
         with locked(lock, "is held", within=1.0):
             about = {key: getattr(args, key) for key in ("id", "who", "release", "why")}
             write(note, json.dumps({**about, "since": now(), "pid": os.getpid()}))
-            answered(lambda: {"lease": args.id}, args.store)
+            answered(lambda: {"lease": args.id, "current": Records(args.store).current()}, args.store)
             while select.select([sys.stdin], [], [], SILENCE)[0] and os.read(0, 4096):
                 pass
             remove(note)

@@ -223,6 +223,7 @@ def store(path):
         "states": about,
         "locks": {name: read(os.path.join(releases, name, "lock.json")) for name in built or []},
         "lease": lease(path),
+        "recreate": os.path.exists(os.path.join(states, "recreate")),
         "pending": parsed(read(os.path.join(states, "pending"))),
         "since": since(path),
         "current": (read(os.path.join(path, "current")) or "").strip() or None,

@@ -40,7 +40,7 @@ def probe(asked, goldens):
     classes = list((goldens.get("classes") or {}).values())
     if not asked or not classes:
         return None
-    lowest = 1.0
+    lowest, asked_for = 1.0, 0
     for golden in classes[:1]:
         for number, query in enumerate(golden["queries"]):
             request = urllib.request.Request(asked["url"], json.dumps(filled(asked["body"], query)).encode())
@@ -53,11 +53,16 @@ def probe(asked, goldens):
                 theirs = vectors(golden["vectors"][f"query{number}"])
                 if len(found) != len(theirs):
                     raise ValueError(f"{len(found)} vectors, the goldens have {len(theirs)}")
-                lowest = min(lowest, sum(map(cosine, found, theirs)) / len(theirs))
+                score = sum(map(cosine, found, theirs)) / len(theirs)
+                if not math.isfinite(score):  # JSON knows NaN, and min() would let it pass
+                    raise ValueError("numbers that are not finite")
+                lowest, asked_for = min(lowest, score), asked_for + 1
             except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
                 found = f"{type(error).__name__}: {error}"
                 said = ("does not embed", "vectors as the probe says", found, "setting probe")
                 raise Refused(asked["url"], *said) from None
+    if not asked_for:
+        return None
     floor = asked.get("at_least", 0.99)
     if lowest < floor:
         raise Refused(asked["url"], "embeds otherwise than the goldens", f"cosine ≥ {floor}", f"{lowest:.5f}")

@@ -58,6 +58,28 @@ def opened(root):
     return {path.removesuffix(" (deleted)") for path in found if path.startswith(root)}
 
 
+def bound(store):
+    """Paths of the store's filesystem that any process has mounted, as they are named now: a container's mount of a
+    directory that was renamed keeps the old name everywhere else."""
+    here = [line.split() for line in lines("/proc/self/mountinfo")]
+    fits = [words for words in here if (store + "/").startswith(words[4].rstrip("/") + "/")]
+    device, top, point = max(((words[2], words[3], words[4]) for words in fits), key=lambda found: len(found[2]))
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for words in (line.split() for line in lines(f"/proc/{pid}/mountinfo")):
+            if words[2] == device and (words[3] + "/").startswith(top.rstrip("/") + "/"):
+                found.add(os.path.normpath(os.path.join(point, os.path.relpath(words[3], top))))
+    return found
+
+
+def lines(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []  # it has ended
+
+
 def order(store, name):
     """When a release was proven here last, in seconds since the epoch."""
     return json.loads(read(os.path.join(store, "state", name, "verified-at")) or "{}").get("epoch", 0)
@@ -77,8 +99,8 @@ def plan(store, keep, asked):
     why.update({pending.get(end): "pending" for end in ("from", "to") if pending})
     used = containers()
     uses = [(source, "mounted") for sources, _, _ in used for source in sources]
-    uses += [(path, "open") for path in opened(store)]
-    inodes = {(s.st_dev, s.st_ino) for s in (stat(path) for path, _ in uses) if s}
+    uses += [(path, "mounted") for path in bound(store)] + [(path, "open") for path in opened(store)]
+    inodes = {(found.st_dev, found.st_ino) for found in map(stat, (path for path, _ in uses)) if found}
     for name in names:
         root = os.path.join(folder, name)
         for path, what in uses:

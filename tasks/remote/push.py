@@ -62,8 +62,10 @@ def folder(store):
 
 def key(store):
     path = os.path.join(folder(store), "id_ed25519")
-    if not os.path.exists(path):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "hf-push", "-f", path], check=True)
+    with locked(f"{path}.lock", "makes its push key", within=60):  # all hosts of a first deploy ask at once
+        if not os.path.exists(path):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "hf-push", "-f", path]
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     with open(f"{path}.pub", encoding="ascii") as file:
         return {"key": " ".join(file.read().split()[:2])}
 

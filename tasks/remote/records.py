@@ -13,9 +13,9 @@ class Records:
 
     def __init__(self, store):
         self.store = store
-        self.before, self.pending, self.frozen, self.confirmation, self.outcome = (
+        self.before, self.pending, self.frozen, self.confirmation, self.outcome, self.recreate = (
             os.path.join(store, "state", name)
-            for name in ("before.override.yaml", "pending", "frozen", "confirmation", "outcome")
+            for name in ("before.override.yaml", "pending", "frozen", "confirmation", "outcome", "recreate")
         )
 
     def journal(self, step, **more):

@@ -40,22 +40,38 @@ class Service:
             said = found.stderr.strip()[-200:]
             raise Refused("docker", "does not answer", found=said, next="systemctl status docker")
         ids = found.stdout.split()
-        return json.loads(docker("inspect", ids[0]).stdout)[0] if ids else None
+        if not ids:
+            return None
+        shown = docker("inspect", ids[0])
+        if shown.returncode and "no such" in shown.stderr.lower():
+            return None  # it went in between
+        try:
+            return json.loads(shown.stdout)[0]
+        except (ValueError, IndexError):
+            said = shown.stderr.strip()[-200:]
+            raise Refused("docker inspect", "does not answer", found=said, next="systemctl status docker") from None
 
     def logs(self):
         """The last lines of the service, without what a terminal would obey."""
         text = self.compose("logs", "--no-color", "--no-log-prefix", "--tail", "40", self.name).stdout[-3000:]
         return "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text) if c == "\n" or c.isprintable())
 
-    def up(self, timeout, recreate=False):
-        more = ["--force-recreate"] if recreate else []
-        done = self.compose("up", "-d", "--no-build", "--pull", "never", *more, self.name, timeout=timeout)
+    def done(self, *words, timeout=120):
+        """A Compose command that must succeed."""
+        done = self.compose(*words, timeout=timeout)
         if done.returncode:
             said = done.stderr.strip()[-500:]
-            raise Refused("docker compose up", "failed", "success", said, "look at the stack's file")
+            raise Refused(f"docker compose {words[0]}", "failed", "success", said, "look at the stack's file")
 
-    def wait_healthy(self, deadline):
-        """The container once it is healthy (or runs, where it has no health check); Refused on exit, restart or deadline."""
+    def up(self, timeout, recreate=False):
+        more = ["--force-recreate"] if recreate else []
+        self.done("up", "-d", "--no-build", "--pull", "never", *more, self.name, timeout=timeout)
+
+    def wait_healthy(self, deadline, was=None):
+        """The container once it is healthy (or runs, where it has no health check); Refused on exit, restart or deadline.
+
+        `was`: the container before; one that is kept may have restarted long ago.
+        """
         started, until = time.monotonic(), time.monotonic() + deadline
         while True:
             found = self.container()
@@ -64,8 +80,10 @@ class Service:
             settled = health == "healthy" or (health is None and time.monotonic() - started > 5)
             if found and state["Status"] == "running" and settled:
                 return found
-            if found and (found["RestartCount"] or state["Status"] in ("exited", "dead")):
-                what = f"exited with code {state['ExitCode']}, {found['RestartCount']} restarts"
+            kept = was is not None and found is not None and was["Id"] == found["Id"]
+            restarts = (found or {}).get("RestartCount", 0) - (was["RestartCount"] if kept else 0)
+            if found and (restarts > 0 or state["Status"] in ("exited", "dead")):
+                what = f"exited with code {state['ExitCode']}, {restarts} restarts"
                 raise Refused(self.name, what, "a healthy container", self.logs()[-600:])
             if health == "unhealthy":
                 raise Refused(self.name, "is unhealthy", "healthy", last_check(state) or self.logs()[-600:])
@@ -85,7 +103,7 @@ class Service:
             state = (now or {}).get("State", {})
             health = (state.get("Health") or {}).get("Status")
             started = found["State"]["StartedAt"]
-            same = now and now["Id"] == found["Id"] and state["StartedAt"] == started and not now["RestartCount"]
+            same = now and now["Id"] == found["Id"] and state["StartedAt"] == started
             if not same or state["Status"] != "running" or health == "unhealthy":
                 restarts = f"{(now or {}).get('RestartCount', '?')} restarts, {state.get('Status', 'no container')}"
                 said = f"{restarts}, {health or 'no health check'}: {self.logs()[-400:]}"

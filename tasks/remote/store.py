@@ -125,8 +125,11 @@ def admit(store, lock, user):
 # ------------------------------------------------------------------------------------------------- releases and truth
 
 
-def faults(root, tree):
-    """What in a release's directory is not as its lock says (blobs unread): missing, changed and extra paths."""
+def faults(store, root, tree):
+    """What in a release's directory is not as its lock says (blobs unread): missing, changed and extra paths.
+
+    A hard link to another file than the store's blob is a change: only those are hashed.
+    """
     found = []
     there = set()
     for folder, folders, files in os.walk(root):
@@ -139,9 +142,15 @@ def faults(root, tree):
         if path in tree.links:
             if not os.path.islink(full) or os.readlink(full) != tree.links[path]:
                 found.append(f"changed {path}")
+        elif path in tree.blobs and linked_elsewhere(full, os.path.join(store, "blobs", tree.blobs[path])):
+            found.append(f"changed {path}: not the blob of the store")
         elif os.path.islink(full) or (path in tree.texts and read(full) != tree.texts[path]):
             found.append(f"changed {path}")
     return found
+
+
+def linked_elsewhere(path, blob):
+    return os.path.exists(blob) and not os.path.samefile(path, blob)
 
 
 def relink(store, root, tree):
@@ -150,6 +159,8 @@ def relink(store, root, tree):
     for path, sha256 in tree.blobs.items():
         blob, full = os.path.join(store, "blobs", sha256), os.path.join(root, path)
         if os.path.exists(blob) and (not os.path.lexists(full) or not os.path.samefile(blob, full)):
+            # Containers that mapped the old inode must be made anew, by this run's activation or a later one's.
+            write(os.path.join(store, "state", "recreate"), "")
             staged = os.path.join(store, "releases", f".relink.{os.getpid()}")
             os.link(blob, staged)
             os.rename(staged, full)
@@ -168,7 +179,7 @@ def build(store, lock):
             other = tree if name == lock.id else layout.tree(release.parse(read(f"{path}/lock.json"), path))
             if changed := relink(store, path, other):
                 relinked[name] = changed
-    if os.path.isdir(root) and not faults(root, tree):
+    if os.path.isdir(root) and not faults(store, root, tree):
         return {"built": False, "replaced": False, "relinked": relinked}
     staged = os.path.join(store, "releases", f".{lock.id}.new")
     if os.path.lexists(staged):
@@ -218,10 +229,12 @@ def verify(store, lock, percent=100):
     for path, sha256 in paths.items():
         if hashed[path] != sha256:
             damaged[sha256] = {"what": release.names(lock, sha256), "expected": sha256, "found": hashed[path]}
+            # What had this blob mapped must be made anew once it is repaired, by whichever run comes to it.
+            write(os.path.join(store, "state", "recreate"), "")
             # Never back into incoming/: releases still have this inode, and rsync writes in place.
             os.unlink(path)
     root = os.path.join(store, "releases", lock.id)
-    wrong = faults(root, layout.tree(lock)) if os.path.isdir(root) else []
+    wrong = faults(store, root, layout.tree(lock)) if os.path.isdir(root) else []
     missing = release.missing(wanted, held(store, wanted))
     if not damaged and not wrong and os.path.isdir(root) and not missing and percent == 100:
         stamp(store, lock.id, "verify")

@@ -93,7 +93,7 @@ def activate(args, ask, tell):
     intent |= {key: getattr(args, key) for key in ("stack", "override", "project", "service")}
     intent |= {"previous": args.previous or old}
     intent |= {"had_container": bool(was), "had_override": in_place is not None, "readmit": ask.get("readmit")}
-    intent |= {"was_running": bool(was) and was["State"]["Status"] == "running"}
+    intent |= {"was_running": bool(was) and was["State"]["Status"] == "running", "was_healthy": healthy(was)}
     records.journal("begin", **{key: intent[key] for key in ("from", "to", "who", "why")})
     if in_place is not None:
         write(records.before, in_place)
@@ -106,8 +106,9 @@ def activate(args, ask, tell):
         records.journal("switch", to=args.release)
         down = time.monotonic()
         write(service.override, read(candidate))
-        service.up(args.within, args.recreate)
-        found = service.wait_healthy(max(1, args.within - (time.monotonic() - started)))
+        anew = args.recreate or os.path.exists(records.recreate) or (old == args.release and not healthy(was))
+        service.up(args.within, anew)
+        found = service.wait_healthy(max(1, args.within - (time.monotonic() - started)), was)
         records.journal(
             "check", to=args.release, container=found["Id"], switch_seconds=round(time.monotonic() - down, 2)
         )
@@ -120,16 +121,27 @@ def activate(args, ask, tell):
         answer = {"changed": changed, "from": old, "to": args.release, "container": found["Id"], "probe": embedded}
         answer |= {"seconds": round(time.monotonic() - started, 2), "recovered": recovered}
         await_confirmation(records, args.confirm, tell, answer)
-    except Exception as error:  # whatever it is, the host goes back
-        no = (
-            error.error
-            if isinstance(error, Refused)
-            else {"where": "activate", "what": f"{type(error).__name__}: {error}"}
-        )
-        logs = service.logs()
+        confirm(records, intent)
+    except Exception as error:  # whatever it is, the host goes back, and nothing interrupts that
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        other = Refused("activate", type(error).__name__, found=str(error))
+        no, logs = (error if isinstance(error, Refused) else other).error, last_words(service)
         state = revert(records, intent)
         return {"ok": False, "state": state, "error": {**no, "where": f"{state}: {no['where']}"}, "logs": logs}
-    return {**answer, **confirm(records, intent)}
+    return finish(records, intent, {**answer, "state": "active"})
+
+
+def healthy(container):
+    """Whether a container (or None) was in order: what an activation may ask of it after a revert."""
+    state = (container or {}).get("State", {})
+    return state.get("Status") == "running" and (state.get("Health") or {}).get("Status", "healthy") == "healthy"
+
+
+def last_words(service):
+    with contextlib.suppress(Exception):  # a courtesy; the revert matters more
+        return service.logs()
+    return ""
 
 
 def await_confirmation(records, within, tell, answer):
@@ -150,7 +162,6 @@ def confirm(records, intent):
     write(os.path.join(records.store, "current"), f"{intent['to']}\n")
     if intent["from"] != intent["to"]:
         write(os.path.join(records.store, "previous"), f"{intent['previous'] or ''}\n")
-    return finish(records, intent, {"state": "active"})
 
 
 def finish(records, intent, answer):
@@ -161,47 +172,69 @@ def finish(records, intent, answer):
         records.journal("not readmitted", **no.error)
         answer = {**answer, "ok": False, "state": f"{answer['state']}, not readmitted", "error": no.error}
     remove(records.pending)
+    if answer["state"].startswith("active"):
+        remove(records.recreate)
     return answer
 
 
 def revert(records, intent):
     """Put back what was; -> "withdrawn", or "frozen" when that fails too: then nothing more is tried."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    records.journal("revert", to=intent["from"])
+    with contextlib.suppress(OSError):  # a full disk is no reason to leave an unproven release running
+        records.journal("revert", to=intent["from"])
     service = Service(intent["stack"], intent["override"], intent["project"], intent["service"])
-    deadline = max(intent["within"], REVERT)
-    try:
-        if intent["had_override"]:
-            write(service.override, read(records.before))
-        else:
-            remove(service.override)
-        if intent["was_running"]:
-            service.up(deadline)
-            service.wait_healthy(deadline)
-        elif intent["had_container"]:
-            service.up(deadline)
-            service.compose("stop", service.name)
-        else:
-            service.compose("rm", "--stop", "--force", service.name)
-    except (Refused, OSError, StopIteration) as error:
-        why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": service.logs()}
-        write(records.frozen, json.dumps(why))
-        records.journal("frozen", why=why["why"])
-        return "frozen"
+    until = time.monotonic() + max(intent["within"], REVERT)
+    while True:
+        try:
+            put_back(records, service, intent, until - time.monotonic())
+            break
+        except Exception as error:
+            if time.monotonic() < until and not engine_answers():
+                time.sleep(1)  # an engine that restarts comes back
+                continue
+            why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": last_words(service)}
+            write(records.frozen, json.dumps(why))
+            records.journal("frozen", why=why["why"])
+            return "frozen"
     records.journal("withdrawn", to=intent["from"])
     return finish(records, intent, {"state": "withdrawn"})["state"]
+
+
+def put_back(records, service, intent, within):
+    """The records, the override and the service as they were when the switch began."""
+    if intent["from"] and records.current() != intent["from"]:
+        write(os.path.join(records.store, "current"), f"{intent['from']}\n")
+    elif not intent["from"]:
+        remove(os.path.join(records.store, "current"))
+    if intent["had_override"]:
+        write(service.override, read(records.before))
+    else:
+        remove(service.override)
+    if intent["was_running"]:
+        was = service.container()
+        service.up(within)
+        if intent["was_healthy"]:  # what was sick before is left as sick as it was
+            service.wait_healthy(within, was)
+    elif intent["had_container"]:
+        service.done("up", "--no-start", "--no-build", "--pull", "never", service.name)
+        service.done("stop", service.name)
+    else:
+        service.done("rm", "--stop", "--force", service.name)
 
 
 def recover(records):
     """Finish what a killed run left: its intent stands in state/pending; anything not confirmed is put back."""
     text = read(records.pending)
-    if text is None:
+    if text is None or read(records.frozen) is not None:  # frozen: nothing more is tried
         return None
     intent = json.loads(text)
     if records.current() == intent["to"] and intent["from"] != intent["to"]:
-        return confirm(records, intent)["state"]
+        confirm(records, intent)
+        return finish(records, intent, {"state": "active"})["state"]
     return revert(records, intent)
+
+
+def engine_answers():
+    return docker("info", "--format", "{{.ServerVersion}}").returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -300,7 +333,7 @@ def run(args):
     if args.verb == "confirm":
         return confirmed(args)
     until = time.monotonic() + args.within
-    while docker("info", "--format", "{{.ServerVersion}}").returncode and time.monotonic() < until:
+    while not engine_answers() and time.monotonic() < until:
         time.sleep(1)  # at boot the engine may still be on its way; to revert without it would freeze the host
     with alone(args.store, within=args.within):
         return {"recovered": recover(Records(args.store))}

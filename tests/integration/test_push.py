@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import release
@@ -116,3 +117,9 @@ def test_a_bastion_that_lies_gets_no_second_key(host, key, source):
     answer = host.call("setup", "--store", host.store, "--user", USER, "--key", key, "--from", source, ok=False)
     assert "is no" in answer["error"]["what"]
     assert not os.path.exists(f"/var/lib/{USER}/.ssh/authorized_keys")
+
+
+def test_hosts_that_ask_at_once_get_one_key(bastion):
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda _: bastion.run("push", "key")["key"], range(8)))
+    assert len(set(keys)) == 1

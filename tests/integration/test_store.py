@@ -144,3 +144,18 @@ def test_a_forged_lock_is_refused_before_anything_moves(host, document, contents
     answer = admit(fill(host, contents), document, ok=False)
     assert "no safe file name" in answer["error"]["what"]
     assert len(list((host.store / "incoming").iterdir())) == len(contents)
+
+
+def test_a_release_that_still_has_a_rotten_file_is_not_intact(host, document, contents):
+    """A repair that was killed between the new blob and the links: only blobs/ is hashed, so the links must be its own."""
+    sha256 = next(name for name in contents if contents[name] == b"weights")
+    host.incoming(contents)
+    admit(host, document)
+    blob = host.store / "blobs" / sha256
+    blob.unlink()
+    blob.write_bytes(b"weights")
+    assert [line for line in host.run("store", "verify", document=document)["wrong"] if "not the blob" in line]
+    host.run("store", "ready", document=document)
+    admit(host, document)
+    assert host.run("store", "verify", document=document)["wrong"] == []
+    assert (host.store / "state/recreate").exists(), "whoever mapped the old file must be made anew"

@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SUITE = "trixie"
-BASE, HOST, BACKEND = f"lab-debian:{SUITE}", "lab-host:latest", "docai/backend:1.0"
+BASE, HOST = f"lab-debian:{SUITE}", "lab-host:latest"
+BACKEND, LIGHT = "docai/backend:1.0", "docai/light:1.0"
 
 
 def run(*command: object, stdin: str | None = None, quiet: bool = True, **more) -> str:
@@ -117,3 +118,4 @@ def all_images() -> None:
     base()
     build(HOST, HERE / "host", ROOT / "tasks/remote/requirements.txt")
     build(BACKEND, HERE / "backend")
+    build(LIGHT, HERE / "light")

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from tests.lab import images, machine
-from tests.lab.images import BACKEND, HERE, HOST, answers, run
+from tests.lab.images import BACKEND, HERE, HOST, LIGHT, answers, run
 from tests.lab.machine import wait
 
 STATE = HERE / "state"
@@ -44,33 +44,12 @@ def keys() -> None:
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {name}", "-f", STATE / name)
     if not (STATE / "hub.pem").exists():
         (STATE / "openssl.cnf").write_text(SERVER.format(hub=HUB))
-        new = [
-            "openssl",
-            "req",
-            "-config",
-            STATE / "openssl.cnf",
-            "-nodes",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-        ]
-        run(
-            *new,
-            "-x509",
-            "-days",
-            3650,
-            "-subj",
-            "/CN=Lab CA",
-            "-extensions",
-            "ca",
-            "-keyout",
-            STATE / "ca.key",
-            "-out",
-            STATE / "ca.pem",
-        )
+        config, days = STATE / "openssl.cnf", ("-days", 3650)
+        new = ("openssl", "req", "-config", config, "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+        ca = ("-keyout", STATE / "ca.key", "-out", STATE / "ca.pem")
+        run(*new, "-x509", *days, "-subj", "/CN=Lab CA", "-extensions", "ca", *ca)
         run(*new, "-subj", "/CN=lab-hub", "-keyout", STATE / "hub.key", "-out", STATE / "hub.csr")
-        sign = [
+        sign = (
             "openssl",
             "x509",
             "-req",
@@ -80,19 +59,9 @@ def keys() -> None:
             STATE / "ca.pem",
             "-CAkey",
             STATE / "ca.key",
-        ]
-        run(
-            *sign,
-            "-CAcreateserial",
-            "-days",
-            3650,
-            "-extfile",
-            STATE / "openssl.cnf",
-            "-extensions",
-            "server",
-            "-out",
-            STATE / "hub.pem",
         )
+        extensions = ("-extfile", config, "-extensions", "server")
+        run(*sign, "-CAcreateserial", *days, *extensions, "-out", STATE / "hub.pem")
     known = [("lab-bastion", BASTION, 22), *(gpu(i) for i in range(1, 5))]
     lines = []
     for name, address, port in known:
@@ -146,33 +115,26 @@ def owner() -> str:
 
 def running(name: str) -> bool:
     """Whether the container runs; one that stopped is started again (its disk is as it was: a power cut)."""
-    template = '{{.State.Running}} {{index .Config.Labels "lab.owner"}}'
+    template = '{{.State.Running}} {{.State.Paused}} {{index .Config.Labels "lab.owner"}}'
     found = subprocess.run(["docker", "inspect", "-f", template, name], capture_output=True, text=True)
     if found.returncode == 0 and found.stdout.split()[-1] != owner():
         raise SystemExit(f"lab: {name} belongs to another clone. Run there or here first: python3 -m tests.lab down")
-    if found.returncode == 0 and "true" not in found.stdout:
-        run("docker", "start", name)
+    state = found.stdout.split()[:2]
+    if found.returncode == 0 and state != ["true", "false"]:
+        run("docker", "unpause" if state[1] == "true" else "start", name)
     return found.returncode == 0
+
+
+def names(name: str, network: str, address: str) -> list[str]:
+    """A lab machine's names and address, and whose it is."""
+    words = ["--name", name, "--hostname", name, "--network", network, "--ip", address]
+    return [*words, "--label", f"lab.owner={owner()}"]
 
 
 def start_hub() -> None:
     if running("lab-hub"):
         return
-    words = [
-        "docker",
-        "create",
-        "--name",
-        "lab-hub",
-        "--hostname",
-        "lab-hub",
-        "--network",
-        WAN[0],
-        "--ip",
-        HUB,
-        "-e",
-        "ROLE=hub",
-    ]
-    run(*words, "-v", "lab-hub-data:/lab/data", HOST)
+    run("docker", "create", *names("lab-hub", WAN[0], HUB), "-e", "ROLE=hub", "-v", "lab-hub-data:/lab/data", HOST)
     for path in sorted(HERE.glob("hub*.py")):
         run("docker", "cp", path, f"lab-hub:/lab/{path.name}")
     staged = STATE / "keys"
@@ -186,17 +148,9 @@ def start_hub() -> None:
 def start_host(name: str, address: str, port: int, network: str) -> None:
     if running(name):
         return
-    words = ["docker", "create", "--name", name, "--hostname", name, "--network", network, "--ip", address, *powers()]
-    words += [
-        "-e",
-        "ROLE=host",
-        "-e",
-        f"SSH_PORT={port}",
-        "-e",
-        f"CONTAINERD_STORE={'true' if port == 2222 else 'false'}",
-    ]
-    words += ["-v", f"{name}-docker:/var/lib/docker", "--tmpfs", "/run"]
-    run(*words, HOST)
+    role = ("-e", "ROLE=host", "-e", f"SSH_PORT={port}", "-e", f"CONTAINERD_STORE={str(port == 2222).lower()}")
+    disks = ("-v", f"{name}-docker:/var/lib/docker", "--tmpfs", "/run")
+    run("docker", "create", *names(name, network, address), *powers(), *role, *disks, HOST)
     run("docker", "cp", STATE / f"host_{name}", f"{name}:/etc/ssh/ssh_host_ed25519_key")
     run("docker", "cp", STATE / f"host_{name}.pub", f"{name}:/etc/ssh/ssh_host_ed25519_key.pub")
     run("docker", "start", name)
@@ -225,33 +179,27 @@ def set_up_bastion() -> None:
     run("docker", "cp", STATE / "ca.pem", f"{name}:/usr/local/share/ca-certificates/lab.crt")
     inside(name, "update-ca-certificates >/dev/null 2>&1")
     wait(f"Docker Engine in {name}", lambda: answers("docker", "exec", name, "docker", "info"), 60)
-    here, there = (
-        run("docker", "image", "inspect", "-f", "{{.Id}}", BACKEND),
-        subprocess.run(
-            ["docker", "exec", name, "docker", "image", "inspect", "-f", "{{.Id}}", BACKEND],
-            capture_output=True,
-            text=True,
-        ).stdout.strip(),
-    )
-    if here != there:
-        print("lab: the backend image into the bastion's engine", flush=True)
-        saved = subprocess.Popen(["docker", "save", BACKEND], stdout=subprocess.PIPE)
-        subprocess.run(
-            ["docker", "exec", "-i", name, "docker", "load", "-q"],
-            stdin=saved.stdout,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+    for image in (BACKEND, LIGHT):
+        load(name, image)
+
+
+def load(name: str, image: str) -> None:
+    """The image into a lab machine's own engine, unless it is there."""
+    ask = ("docker", "image", "inspect", "-f", "{{.Id}}", image)
+    there = subprocess.run(["docker", "exec", name, *ask], capture_output=True, text=True).stdout.strip()
+    if run(*ask) != there:
+        print(f"lab: the image {image} into the engine of {name}", flush=True)
+        saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
+        words = ["docker", "exec", "-i", name, "docker", "load", "-q"]
+        subprocess.run(words, stdin=saved.stdout, check=True, stdout=subprocess.DEVNULL)
 
 
 def set_up_gpu(number: int) -> None:
     name, _, _ = gpu(number)
     authorize(name, "root", "/root")
-    inside(
-        name,
-        "mkdir -p /srv/docai; cat > /srv/docai/docker-compose.yml",
-        (HERE / "backend/docker-compose.yml").read_text(),
-    )
+    for stack, folder in (("/srv/docai", "backend"), ("/srv/light", "light")):
+        text = (HERE / folder / "docker-compose.yml").read_text()
+        inside(name, f"mkdir -p {stack}; cat > {stack}/docker-compose.yml", text)
     if number == 2:
         inside(
             name,
@@ -327,7 +275,7 @@ def purge() -> None:
     down()
     for volume in run("docker", "volume", "ls", "-q", "--filter", "name=lab-").split():
         run("docker", "volume", "rm", volume)
-    for image in (HOST, BACKEND, images.BASE):
+    for image in (HOST, BACKEND, LIGHT, images.BASE):
         subprocess.run(["docker", "rmi", image], capture_output=True)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 BASE = "docai/colpaligemma-tiny-base"
 ADAPTER = "docai/colpali-tiny"
+PLAIN = "docai/plain-tiny"
 # One seed a version; `wrong` is another model under the same names, for tests that a smoke test must fail.
 SEEDS = {"v1": 1101, "v2": 1102, "wrong": 1999}
 REFS = {"v1": ["v1", "main"], "v2": ["v2"], "wrong": ["wrong"]}
@@ -352,10 +353,28 @@ def adapter_files(version: str) -> dict[str, bytes]:
     }
 
 
+def plain_files(version: str) -> dict[str, bytes]:
+    """A repository of another kind, for the lab's light backend: weights are bytes that nothing but it understands."""
+    generator = torch.Generator().manual_seed(sum(version.encode()))
+    noise = torch.rand(4096, generator=generator)
+    return {"config.json": document({"model_type": "plain"}), "model.safetensors": safe({"noise": noise})}
+
+
+def plain_versions() -> list[tuple[str, str, list[str], dict[str, bytes]]]:
+    """v1, v2, and v1 again with another README: another commit, the same embedding space."""
+    same = plain_files("v1") | {"README.md": b"# Better words\n"}
+    return [
+        (PLAIN, "v1", ["v1", "main"], plain_files("v1")),
+        (PLAIN, "v2", ["v2"], plain_files("v2")),
+        (PLAIN, "words", ["words"], same),
+    ]
+
+
 def versions() -> list[tuple[str, str, list[str], dict[str, bytes]]]:
     """(repository, version, refs, files) for each commit of the lab's Hub, in the order they were made."""
     base = [(BASE, "v1", ["main"], base_files())]
-    return base + [(ADAPTER, version, REFS[version], adapter_files(version)) for version in SEEDS]
+    adapters = [(ADAPTER, version, REFS[version], adapter_files(version)) for version in SEEDS]
+    return base + adapters + plain_versions()
 
 
 def main(out: Path) -> None:

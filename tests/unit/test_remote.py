@@ -80,3 +80,8 @@ def test_the_report_keeps_failures_last_and_gives_the_retry(capsys):
     assert said.index("│ b") < said.index("│ a") and "a: because [x]" in said
     assert "1 of 2 as asked" in said and "pyinfra -y x deploy.py" in said
     json.dumps(hosts)
+
+
+def test_no_password_of_the_command_line_is_reported():
+    words = ["-y", "--ssh-password", "hunter2", "--ssh-key-password=hunter3", "deploy.py"]
+    assert report.told(words) == ["-y", "--ssh-password", "…", "--ssh-key-password=…", "deploy.py"]

@@ -33,6 +33,7 @@ def served(lock, wanted):
         "states": {lock.id: about},
         "lease": None,
         "pending": None,
+        "recreate": False,
         "since": "then",
     }
     seen["stack"] = {"files": ["c.yml"], "override": "o.yml", "overrides": {"o.yml": text}, "project": "p"}

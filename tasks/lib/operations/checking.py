@@ -48,7 +48,7 @@ def status(settings: Settings):
         found.append(f"a switch to {str(pending.get('to'))[:12]} is pending; the next run, or a reboot, ends it")
     strange = mixed()
     if strange and not any(
-        (report.RESULTS[each.name]["seen"] or {}).get("store", {}).get("lease") for each in fleet.targets()
+        (report.RESULTS[each.name].get("seen") or {}).get("store", {}).get("lease") for each in fleet.targets()
     ):
         found.append(strange)
     state_word = "drifted" if found else "in order" if current else "empty"
@@ -77,8 +77,9 @@ def verify(settings: Settings):
             raise Refused(host.name, "could not be looked at", next="run again with -v")
         current = seen["store"]["current"]
         if not current:
+            lost = standing.drift(seen, settings)
             report.record(host.name, state="empty")
-            return True
+            return fail(host, "; ".join(lost), "drifted") if lost else True
         lock = standing.locked_here(seen, current)
         if lock is None:
             raise Refused(f"{host.name}: releases/{current[:12]}", "is missing or not readable", next="deploy.py")

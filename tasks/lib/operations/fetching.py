@@ -62,6 +62,9 @@ def set_up_bastion(target: Any, settings: Settings) -> None:
 def fetch(lock: Lock, settings: Settings):
     """Bring every blob of the lock into the bastion's store, each verified before it enters."""
     seen = report.RESULTS[host.name]["seen"]
+    if report.RESULTS[host.name]["state"] == "unfit":
+        host.noop("unfit")
+        return
     need = fitness.lacking(seen, lock)
     total = sum(blobs(lock).values())
     report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
@@ -102,6 +105,9 @@ def export_image(target: Any, settings: Settings, lock: Lock | None) -> Mapping[
 def prove(lock: Lock, settings: Settings, goldens: Any):
     """Load and embed on the bastion with the network cut; the embeddings become the goldens next to the lock."""
     seen = report.RESULTS[host.name]["seen"]
+    if report.RESULTS[host.name]["state"] == "unfit":
+        host.noop("unfit")
+        return
     if goldens.has(lock):
         report.record(host.name, proven=True, state="proven")
         host.noop("the release has goldens in git")

@@ -9,7 +9,7 @@ from pyinfra import host, logger, state
 from pyinfra.api import operation
 
 from tasks.lib import report
-from tasks.lib.calls import call, ensure_tool, expect, guarded
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded
 from tasks.lib.fitness import size
 from tasks.lib.release import Lock, Refused, blobs
 from tasks.lib.settings import Settings
@@ -47,4 +47,4 @@ def prune(settings: Settings, lock: Lock | None):
         try:
             work(host, "plan")
         except Refused as no:
-            report.record(host.name, state="failed", why=str(no))
+            fail(host, str(no))

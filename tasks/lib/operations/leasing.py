@@ -13,6 +13,7 @@ from pyinfra.api import QuoteString, StringCommand, operation
 
 from tasks.lib import fleet, report
 from tasks.lib.calls import call, ensure_tool, expect, guarded, options, tool_path
+from tasks.lib.release import Refused
 from tasks.lib.settings import Settings
 
 
@@ -40,9 +41,12 @@ def lease(settings: Settings, release: str, why: str, needed: Any = lambda: True
         tool = StringCommand("python3", QuoteString(tool_path(settings)), "lease hold")
         answer = fleet.leases.take(host, StringCommand(tool, *[QuoteString(word) for word in words]))
         try:
-            expect(json.loads(answer))
+            current = expect(json.loads(answer))["current"]
         except ValueError:
-            expect({"error": {"where": host.name, "what": "gives no lease", "found": answer or "no answer"}})
+            raise Refused(host.name, "gives no lease", found=answer or "no answer") from None
+        seen = report.RESULTS[host.name]["seen"]["store"]["current"]
+        if current != seen:
+            raise Refused(host.name, "was switched since it was looked at", str(seen), str(current), "the same again")
         report.record(host.name, leased=True, lease=lease_id())
         return True
 
@@ -52,8 +56,8 @@ def lease(settings: Settings, release: str, why: str, needed: Any = lambda: True
 @operation(is_idempotent=True)
 def unlock(settings: Settings):
     """End the lease that the operator names; journaled on the host."""
-    found = report.RESULTS[host.name]["seen"]["store"]["lease"]
-    if not found:
+    seen = report.RESULTS[host.name]["seen"]
+    if seen and not seen["store"]["lease"]:
         report.record(host.name, state="unlocked", why="nobody holds it")
         host.noop("nobody holds this host")
         return

@@ -25,6 +25,9 @@ _pushes: dict[int, BoundedSemaphore] = {}
 def stage(lock: Lock, settings: Settings, goldens: Any):
     """Push what the host lacks, admit it, load the image, smoke-test it: one operation, so that no host waits."""
     seen = report.RESULTS[host.name]["seen"]
+    if report.RESULTS[host.name]["state"] == "unfit":
+        host.noop("unfit")
+        return
     need, total = fitness.lacking(seen, lock), sum(blobs(lock).values())
     report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
     text = compose.override(lock, settings, tool_path(settings), goldens.has(lock))

@@ -10,7 +10,7 @@ from pyinfra import host, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
-from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, tool_path
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.operations.leasing import who
 from tasks.lib.release import Lock, Refused, say
 from tasks.lib.settings import Settings
@@ -21,11 +21,16 @@ def activate(lock: Lock, settings: Settings):
     """Switch the service to the release by one program on the host, which reverts by itself when it is not healthy."""
     known = report.RESULTS[host.name]
     text = compose.override(lock, settings, tool_path(settings), True)
+    if known["state"] == "unfit":
+        host.noop("unfit")
+        return
     if standing.active(known["seen"], settings, lock, text) and not known.get("recreate"):
         changed = known.get("moved_bytes") or known.get("repaired")
         report.record(host.name, confirmed=True, state="active" if changed else "unchanged")
         host.noop("the service runs this release")
         return
+    if not state.is_executing:
+        report.record(host.name, state="would change")
     yield guarded(lambda host: switch(host, settings, lock.id, text, why="deploy"), phase="activate")
 
 
@@ -45,9 +50,13 @@ def withdraw(settings: Settings, hosts: list[str]):
         if not store["current"]:
             return fail(host, f"{why}; it served nothing before, so it stays", "not withdrawn")
         lock, text = standing.target(known["seen"], store["current"])
+        path = f"{settings.model_store}/state/{lock.id}/compose.override.yaml"
+        if not put(host, path, text.encode()):  # staging the same release with other settings has replaced it
+            raise Refused(host.name, "cannot write the override", next=f"look at {path}")
         # Not `previous`: a rollback must not lead to what the fleet has just turned down.
         if not switch(host, settings, lock.id, text, why=why, previous=store["previous"] or lock.id):
-            return False
+            stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
+            return fail(host, f"{why}, and going back failed: {known['why']}", stays)
         report.record(host.name, confirmed=False, release=lock.id)
         return fail(host, why, "withdrawn")
 
@@ -57,13 +66,15 @@ def withdraw(settings: Settings, hosts: list[str]):
 @operation(is_idempotent=True)
 def check_target(settings: Settings):
     """The release that this host would go back to is here, every byte of it hashed, and its image is loaded."""
-    known = report.RESULTS[host.name]
+    seen = report.RESULTS[host.name]["seen"]
 
-    def work(host: Any) -> bool:
-        seen = known["seen"]
+    def aim() -> tuple[Lock, str]:
         if not seen or not seen["docker"]:
             raise Refused(host.name, "cannot be looked at, or has no Docker Engine", next="tasks/preflight.py")
-        lock, text = standing.target(seen, settings.release)
+        return standing.target(seen, settings.release)
+
+    def work(host: Any) -> bool:
+        lock, text = aim()
         ensure_tool(host)
         document = json.dumps(lock.document)
         found = expect(call(host, "store", "verify", document=document, deadline=3600))
@@ -72,11 +83,32 @@ def check_target(settings: Settings):
             what = f"release {lock.short} is not intact"
             raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), "deploy.py, which repairs it")
         expect(call(host, "engine", "load", document=document, deadline=3600))
-        report.record(host.name, **standing.proof(seen, lock.id), verified=report.stamp(time.time()))
+        report.record(host.name, **{**standing.proof(seen, lock.id), "verified": report.stamp(time.time())})
         report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id, override=text)
         return True
 
+    if not state.is_executing:
+        try:
+            report.record(host.name, state="would change", release=aim()[0].id)
+        except Refused as no:
+            fail(host, str(no))
     yield guarded(work, phase="check")
+
+
+@operation(is_idempotent=True)
+def one_target(hosts: list[str]):
+    """Hosts whose previous releases differ (a rollout that stopped half-way) go back only where the operator says."""
+    targets = {name: report.RESULTS[name].get("target", "")[:12] for name in hosts}
+    if len(set(targets.values())) < 2:
+        report.record(host.name, agreed=True)
+        host.noop("every host goes back to the same release")
+        return
+    where = ", ".join(f"{name} to {target}" for name, target in targets.items())
+
+    def work(host: Any) -> bool:
+        raise Refused("rollback", "would take hosts to different releases", "one", where, "--data release=ID")
+
+    yield guarded(work)
 
 
 @operation(is_idempotent=True)
@@ -90,7 +122,8 @@ def roll_back(settings: Settings):
         if lock and standing.active(seen, settings, lock, text):
             report.record(host.name, confirmed=True, state="unchanged")
             return True
-        return switch(host, settings, target, text, why="rollback")
+        # `previous` is where it goes: the same command again stays there, and does not come forward.
+        return switch(host, settings, target, text, why="rollback", previous=target)
 
     yield guarded(work, phase="activate")
 
@@ -134,11 +167,16 @@ def switch(
         recreate=bool(known.get("recreate")),
         previous=previous,
     )
-    if answer.get("ok"):
-        with fleet.fresh(target):
-            answer = call(target, "switch", "confirm", token=answer["token"], within=330, deadline=360)
+    for _ in range(2):  # the answer may get lost; asking again does no harm
+        if answer.get("token") and answer.get("state") == "awaiting":
+            token = answer["token"]
+            with fleet.fresh(target):
+                answer = call(target, "switch", "confirm", token=token, within=330, deadline=360)
+            if not answer.get("ok") and "token" not in answer:
+                answer |= {"token": token, "state": "awaiting"}
     if not answer.get("ok"):
-        return fail(target, say(answer.get("error") or {}), answer.get("state") or "failed")
+        state_word = answer.get("state") if answer.get("state") not in (None, "awaiting") else "failed"
+        return fail(target, say(answer.get("error") or {}), str(state_word))
     report.record(target.name, confirmed=True, switched=True, state="active", release=release_id)
     report.record(target.name, probe=answer.get("probe"), switch_seconds=answer.get("seconds"))
     return True

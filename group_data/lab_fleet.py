@@ -1,0 +1,21 @@
+"""Values of inventories/lab_fleet.py: a small model of its own kind, tested by the backend's own command."""
+
+lock = "lab_fleet"
+models = [{"repo": "docai/plain-tiny", "revision": "main"}]
+image = "docker-daemon:docai/light:1.0"
+family = "plain"
+smoke_command = ["python3", "/app/app.py", "--embed"]
+hub = "https://lab-hub"
+xet = False
+dtype = "float32"
+gpus = 0
+egress = ["lab-hub:443", "10.77.1.5:443"]
+model_store = "/srv/fleet"
+stack = "/srv/light"
+push_user = "hffleet"
+waves = [1, 1, "100%"]
+soak = 1
+health_deadline = 30
+confirm_deadline = 20
+embedding_space_change = "mixed-accepted"
+probe = {"url": "http://127.0.0.1:8100/embed", "body": {"query": "{query}"}, "answer": "embedding"}

@@ -1,0 +1,133 @@
+"""Four GPU hosts with the light service: its commands, its answers, its faults."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.e2e.conftest import ROOT, Run, hub, on, pyinfra
+from tests.lab import lab
+
+INVENTORY = "inventories/lab_fleet.py"
+HOSTS = ["lab-gpu1", "lab-gpu2", "lab-gpu3", "lab-gpu4"]
+CANARY, OTHERS = HOSTS[0], HOSTS[1:]
+STORE, REPO = "/srv/fleet", "docai/plain-tiny"
+LOCK = ROOT / "group_data/locks/lab_fleet.json"
+ASK = 'curl -fsS -m 2 -d \'{"query": "invoice"}\' http://127.0.0.1:8100/embed'
+
+
+def fleet(*words: str, **more) -> Run:
+    return pyinfra(*words, **{"inventory": INVENTORY, **more})
+
+
+def refs() -> dict[str, str]:
+    return json.loads(lab.run("docker", "exec", "lab-hub", "cat", f"/lab/data/{REPO}/refs.json"))
+
+
+_git: dict[str, dict[Path, str]] = {}
+
+
+def lock_version(version: str) -> None:
+    """The lock moves to a version of the model, as an operator does it; the second time as git does it."""
+    if version not in _git:
+        hub("refs", {REPO: {"main": refs()[version]}})
+        run = fleet("tasks/lock.py", "--data", "update=true")
+        assert run.code == 0, run.said[-2000:]
+    for path, text in _git.get(version, {}).items():
+        path.write_text(text)
+
+
+def committed(version: str) -> None:
+    """Lock and goldens of a version, kept for the next time."""
+    _git[version] = {path: path.read_text() for path in (LOCK, LOCK.with_name("lab_fleet.goldens.json"))}
+
+
+def deploy(version: str | None = None, *words: str) -> Run:
+    if version:
+        lock_version(version)
+    run = fleet("deploy.py", *words)
+    assert run.code == 0, run.said[-3000:]
+    if version:
+        committed(version)
+    return run
+
+
+def current(name: str) -> str:
+    return on(name, f"cat {STORE}/current").strip()
+
+
+def weights(name: str) -> str:
+    """What the running service embeds with, by its own word."""
+    return json.loads(on(name, ASK))["weights"]
+
+
+def container(name: str) -> str:
+    return on(name, "docker ps -q --no-trunc --filter label=com.docker.compose.project=light").strip()
+
+
+def journal(name: str) -> list[dict]:
+    return [json.loads(line) for line in on(name, f"cat {STORE}/journal.jsonl").splitlines()]
+
+
+POLL = f"""
+import subprocess, sys, time
+while True:
+    begun = time.time()
+    done = subprocess.run({ASK!r}, shell=True, capture_output=True, text=True)
+    said = done.stdout.rpartition('"weights": ')[2].strip(' "}}')
+    print(f"{{begun:.3f}} {{said if done.returncode == 0 else 'none'}}", flush=True)
+    time.sleep(max(0, 0.1 - (time.time() - begun)))
+"""
+
+
+@contextmanager
+def polled(*names: str):
+    """Ask the services every 100 ms, on the hosts themselves; yields {host: [(seconds, weights or "none")]}, filled at the end."""
+    found: dict[str, list[tuple[float, str]]] = {name: [] for name in names}
+    words = ["docker", "exec", "-i"]
+    running = {
+        n: subprocess.Popen([*words, n, "python3", "-c", POLL], stdout=subprocess.PIPE, text=True) for n in names
+    }
+    try:
+        yield found
+    finally:
+        for name, process in running.items():
+            on(name, "pkill -f 'said = done.stdou[t]' || true")
+            for line in process.communicate(timeout=30)[0].splitlines():
+                if len(line.split()) == 2:
+                    found[name].append((float(line.split()[0]), line.split()[1]))
+
+
+def longest_gap(answers: list[tuple[float, str]]) -> float:
+    """Seconds between two answers that came, at most."""
+    good = [when for when, said in answers if said != "none"]
+    return max((b - a for a, b in itertools.pairwise(good)), default=float("inf"))
+
+
+@contextmanager
+def variant(**hosts: dict):
+    """The fleet's inventory with more data on some hosts (names with _ for -): -> its path."""
+    text = Path(ROOT / INVENTORY).read_text()
+    for name, more in hosts.items():
+        label = name.replace("_", "-")
+        text += f'\nfor _name, _data in gpu_hosts:\n    if _name == "{label}":\n        _data.update({more!r})\n'
+    files = {ROOT / "inventories/lab_variant.py": text}
+    files[ROOT / "group_data/lab_variant.py"] = (ROOT / "group_data/lab_fleet.py").read_text()
+    for path, content in files.items():
+        path.write_text(content)
+    try:
+        yield "inventories/lab_variant.py"
+    finally:
+        for path in files:
+            path.unlink()
+
+
+def until(what: str, check, within: float = 60) -> None:
+    deadline = time.monotonic() + within
+    while not check():
+        assert time.monotonic() < deadline, f"{what}: not within {within} s"
+        time.sleep(0.3)

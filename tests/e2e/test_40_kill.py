@@ -1,0 +1,19 @@
+"""Twenty rounds of the kill test; 200 by `python3 -m tests.e2e.kill`."""
+
+from __future__ import annotations
+
+import time
+
+from tests.e2e import kill
+from tests.e2e.fleet import current, deploy
+
+
+def test_an_activation_that_is_interrupted_anywhere_ends_old_or_new(capsys):
+    deploy("v1")
+    old = current(kill.HOST)
+    deploy("v2")
+    seed = int(time.time())
+    tally = kill.rounds(20, seed, (old, current(kill.HOST)))
+    with capsys.disabled():
+        print(f"\nseed {seed}: {tally.text()}")
+    assert tally.interrupted() * 3 >= tally.total(), "a kill test that hardly ever interrupts anything proves nothing"

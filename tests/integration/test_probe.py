@@ -1,0 +1,69 @@
+"""The probe asks a real server, and no answer but the goldens' own passes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import plain
+import probe
+import pytest
+from release import Refused
+
+pytestmark = pytest.mark.integration
+ROWS = [[1.0, 0.0], [0.6, 0.8]]
+
+
+@pytest.fixture
+def serve():
+    """serve(text): a service that answers every POST with it -> the probe's settings for it."""
+    servers = []
+
+    def start(text: str, status: int = 200) -> dict:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_):
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return {"url": f"http://127.0.0.1:{server.server_port}/", "body": {"q": "{query}"}, "answer": "embedding"}
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def goldens(queries=("one",)):
+    return {"classes": {"cpu/float32": {"queries": list(queries), "vectors": {"query0": plain.pack(ROWS)}}}}
+
+
+def test_the_goldens_own_answer_passes(serve):
+    assert probe.probe(serve(json.dumps({"embedding": ROWS})), goldens()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [
+        (json.dumps({"embedding": [[0.0, 1.0], [0.8, -0.6]]}), 200, "embeds otherwise"),
+        ('{"embedding": [[NaN, NaN], [NaN, NaN]]}', 200, "not finite"),
+        (json.dumps({"embedding": ROWS[:1]}), 200, "1 vectors"),
+        (json.dumps({"other": ROWS}), 200, "does not embed"),
+        ("<html>", 200, "does not embed"),
+        ("{}", 500, "does not embed"),
+    ],
+)
+def test_no_other_answer_does(serve, answer, status, said):
+    with pytest.raises(Refused, match=said):
+        probe.probe(serve(answer, status), goldens())
+
+
+def test_what_was_not_asked_was_not_embedded(serve):
+    assert probe.probe(serve("{}", 500), goldens(queries=())) is None
+    assert probe.probe(None, goldens()) is None
