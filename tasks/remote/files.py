@@ -113,6 +113,18 @@ def locked(path, what, within=0.0):
         yield
 
 
+def held(path):
+    """Whether a living process holds the lock file `path`."""
+    try:
+        with open(path, encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def answered(work, where):
     """Run `work`, print its answer (or its refusal) as one line of ASCII JSON; -> exit code: 0 is yes, 1 is no."""
     try:

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 
-from files import answered, locked, now, read, remove, write
+from files import answered, held, locked, now, read, remove, write
 from records import Records
 from release import Refused
 
@@ -31,12 +31,7 @@ def paths(store):
 def show(store):
     """Whose lease it is, or None; a note without its holder is none."""
     lock, note = paths(store)
-    try:
-        with locked(lock, "is held"):
-            remove(note)
-            return None
-    except Refused:
-        return json.loads(read(note) or "{}")
+    return json.loads(read(note) or "{}") if held(lock) else None
 
 
 def described(lease):

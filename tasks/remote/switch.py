@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 
-from files import answered, locked, now, read, remove, write
+from files import answered, held, locked, now, read, remove, write
 from probe import probe
 from records import Records
 from release import Refused
@@ -240,8 +240,12 @@ def engine_answers():
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
+def switching(store):
+    return os.path.join(store, ".switch.lock")
+
+
 def alone(store, within):
-    return locked(os.path.join(store, ".switch.lock"), "is being switched", within)
+    return locked(switching(store), "is being switched", within)
 
 
 def detached(args, ask):
@@ -303,12 +307,15 @@ def confirmed(args):
     records = Records(args.store)
     write(records.confirmation, args.token)
     until = time.monotonic() + args.within
-    while time.monotonic() < until:
+    while True:
+        alive = held(switching(args.store)) and time.monotonic() < until
         outcome = json.loads(read(records.outcome) or "{}")
         if outcome.get("token") == args.token:
             return outcome
+        if not alive:
+            found = "it was killed, or never ended"
+            raise Refused(args.store, "has no activation that waits for this", args.token, found, "the same again")
         time.sleep(WAIT)
-    raise Refused(args.store, "has no such activation", args.token, str(outcome.get("token")), "the same again")
 
 
 def main(argv):

@@ -6,14 +6,17 @@ import time
 
 from tests.e2e import kill
 from tests.e2e.fleet import current, deploy
+from tests.lab import lab
 
 
 def test_an_activation_that_is_interrupted_anywhere_ends_old_or_new(capsys):
+    lab.up(4)
     deploy("v1")
     old = current(kill.HOST)
     deploy("v2")
     seed = int(time.time())
-    tally = kill.rounds(20, seed, (old, current(kill.HOST)))
-    with capsys.disabled():
-        print(f"\nseed {seed}: {tally.text()}")
+    with capsys.disabled():  # a round takes half a minute; whoever waits sees them pass
+        print(f"\nseed {seed}")
+        tally = kill.rounds(20, seed, (old, current(kill.HOST)))
+        print(tally.text())
     assert tally.interrupted() * 3 >= tally.total(), "a kill test that hardly ever interrupts anything proves nothing"
