@@ -119,6 +119,9 @@ PRUNE: Sequence[Cell] = (
 )
 
 
+KEPT = ("state", "release")
+
+
 class Report(BaseStateCallback):
     """Writes table, JSON and page once, however the run ends."""
 
@@ -214,9 +217,11 @@ def save(document: dict[str, Any], rollout: bool) -> str:
 def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = DEPLOY, where: str = "") -> None:
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 150, highlight=False)
     table = Table(title=f"release {(document['release'] or 'none')[:12]}", title_justify="left")
-    table.add_column("host")
-    for title, justify, _ in columns:
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table.add_column("host", min_width=max(map(len, document["hosts"]), default=0))
+    for title, justify, cell in columns:
+        # On a narrow terminal the first ones stay readable: who, and how it stands.
+        least = max((len(cell(row)) for row in document["hosts"].values()), default=0) if title in KEPT else None
+        table.add_column(title, justify=justify, min_width=least)  # type: ignore[arg-type]
     ordered = sorted(document["hosts"].items(), key=lambda item: (item[0] in failed, item[1]["role"] != "bastion"))
     for name, row in ordered:
         style = "bold red" if name in failed else None

@@ -108,6 +108,8 @@ def proof(seen: Seen, release_id: str | None) -> dict[str, Any]:
 def space_problem(seen: Seen, lock: Lock, settings: Settings, one_wave: bool) -> list[str]:
     """Two releases of different embedding spaces may not answer one index, unless the operator has said how."""
     here, there = space_of(seen), space(lock)
+    if seen["store"]["current"] == lock.id:
+        return []  # the same release, even where the host has lost its own lock of it
     if here in ("none", there) or one_wave or settings.embedding_space_change == "mixed-accepted":
         return []
     if settings.drain and settings.readmit:
