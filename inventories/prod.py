@@ -1,6 +1,6 @@
 """An example to copy: one bastion, a fleet of GPU hosts. Names and addresses here, values in group_data/.
 
-Host keys are checked against the file beside this one: `ssh-keyscan gpu-01 gpu-02 … > inventories/known_hosts`, compare
+Host keys are checked against the file beside this one: `ssh-keyscan ADDRESS… > inventories/known_hosts` (each `ssh_hostname`), compare
 the fingerprints with what the machines' consoles show, and commit it.
 """
 

@@ -8,7 +8,7 @@
 from pyinfra import host, state
 
 from tasks.lib import fleet, report, run
-from tasks.lib.operations import locking
+from tasks.lib.operations import checking, locking
 
 settings = run.open_run()
 bastion = fleet.bastion().name
@@ -21,5 +21,5 @@ if settings.accept_goldens_from:
         run.look(None)
         locking.accept_goldens(name=f"Accept the goldens of {host.name}", settings=settings)
 elif host.name == bastion:
-    run.look(None)
+    checking.preflight(name="Preflight", problems=run.look(None))
     locking.lock(name="Lock", settings=settings)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.lib.compose import MARKER
-from tasks.lib.release import Lock, blobs, missing, model_blobs
+from tasks.lib.release import Lock, blobs, image_blobs, missing, model_blobs
 from tasks.lib.settings import Settings
 
 Seen = Mapping[str, Any]
@@ -38,6 +38,8 @@ def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, n
     skew = abs(seen["clock"] - now)
     if skew > CLOCK:
         found.append(f"its clock is {skew:.0f} s off the control machine's; expected under {CLOCK} s. Next: set up NTP")
+    if role == "bastion":
+        found += _bastion(seen, lock)
     if role == "gpu":
         found += _stack(seen, settings) + _gpus(seen, settings)
         for target in seen["egress"]:
@@ -45,6 +47,16 @@ def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, n
         if seen["store"]["frozen"]:
             why = seen["store"]["frozen"].get("why", "a revert failed")
             found.append(f"is frozen: {why}. Next: mend the service, then remove {settings.model_store}/state/frozen")
+    return found
+
+
+def _bastion(seen: Seen, lock: Lock | None) -> list[str]:
+    """What fetch and the image's export will need; nothing, where the store has all of the lock."""
+    have, found = seen["store"]["blobs"] or {}, []
+    if not seen["skopeo"] and (lock is None or missing(image_blobs(lock), have)):
+        found.append("skopeo is missing; it exports the backend image. Next: install skopeo")
+    if not seen["venv"] and (lock is None or missing(model_blobs(lock), have)):
+        found.append("python3 has no venv; fetch runs in one. Next: install python3-venv")
     return found
 
 

@@ -130,7 +130,9 @@ class Settings(Strict):
     embedding_space_change: Literal["refused", "mixed-accepted"] = Field(
         "refused", description="whether waves may serve two embedding spaces for a while"
     )
-    wave: Annotated[int, Field(gt=0)] | None = Field(None, description="on a host: the wave it is in, from 1")
+    wave: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="on a host: its wave, from 1; hosts without one follow those with"
+    )
     out_of_service: str | None = Field(None, description="on a host: why it is left out for now")
     keep_releases: Annotated[int, Field(ge=1)] = Field(3, description="releases that tasks/prune.py keeps on a host")
     max_failed_hosts: Annotated[int, Field(ge=0)] = Field(0, description="failed hosts that do not stop a rollout")

@@ -9,6 +9,7 @@ The argument is one JSON object: {"store", "stack", "project", "service", "egres
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -253,6 +254,7 @@ def main(argv):
         "docker": docker(),
         "gpus": gpus(),
         "skopeo": output("skopeo", "--version"),
+        "venv": importlib.util.find_spec("ensurepip") is not None,
         "store_filesystem": filesystem(ask["store"]),
         "store": store(ask["store"]),
         "egress": reached(ask.get("egress") or []),

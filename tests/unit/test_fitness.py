@@ -24,6 +24,8 @@ SEEN = {
         "containerd_store": False,
     },
     "gpus": None,
+    "skopeo": "skopeo 1.9",
+    "venv": True,
     "egress": [],
     "store_filesystem": {"path": "/srv/models", "device": 1, "mount": "/", "free_bytes": 10**12, "free_inodes": 10**6},
     "store": {
@@ -149,3 +151,12 @@ def test_nothing_is_needed_where_everything_is(seen, chosen, lock):
 )
 def test_sizes_for_people(count, text):
     assert fitness.size(count) == text
+
+
+@pytest.mark.parametrize(("key", "said"), [("skopeo", "skopeo is missing"), ("venv", "python3 has no venv")])
+def test_the_bastion_must_be_able_to_fetch_unless_it_has_everything(chosen, lock, key, said):
+    seen = copy.deepcopy(SEEN) | {key: None}
+    assert any(said in line for line in fitness.unfit(seen, chosen, None, "bastion", NOW))
+    assert any(said in line for line in fitness.unfit(seen, chosen, lock, "bastion", NOW))
+    seen["store"]["blobs"] = release.blobs(lock)
+    assert fitness.unfit(seen, chosen, lock, "bastion", NOW) == []

@@ -49,6 +49,9 @@ def lock(settings: Settings):
     def work(host: Any) -> bool:
         return settle(host, settings, old, wanted, dry=False)
 
+    if report.RESULTS[host.name]["state"] == "unfit":
+        host.noop("unfit")
+        return
     if report.dry():
         try:
             settle(host, settings, old, wanted, dry=True)
