@@ -1,4 +1,4 @@
-"""Twenty rounds of the kill test; 200 by `python3 -m tests.e2e.kill`."""
+"""Sixteen rounds of the kill test, each fault four times; 200 by `python3 -m tests.e2e.kill`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def test_an_activation_that_is_interrupted_anywhere_ends_old_or_new(capsys):
     seed = int(time.time())
     with capsys.disabled():  # a round takes half a minute; whoever waits sees them pass
         print(f"\nseed {seed}")
-        tally = kill.rounds(20, seed, (old, current(kill.HOST)))
+        tally = kill.rounds(16, seed, (old, current(kill.HOST)))
         print(tally.text())
-    assert tally.interrupted() * 3 >= tally.total(), "a kill test that hardly ever interrupts anything proves nothing"
+    assert tally.hit_enough(), tally.text()

@@ -174,7 +174,7 @@ def test_a_second_fetch_says_who_holds_the_store(host, hub, locked):
     first.stdin.close()
     deadline = time.monotonic() + 20
     note = host.store / ".fetch.lock"
-    while not (note.exists() and note.read_text()):
+    while f"pid {first.pid} " not in (note.read_text() if note.exists() else ""):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     answer = fetch(host, hub, "download", lock=locked, ok=False)
