@@ -11,6 +11,7 @@ line on standard output.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import logging
@@ -288,6 +289,8 @@ def within(deadline, work):
     if child == 0:
         os.setsid()
         os.close(reading)
+        # Who enforces the deadline may be killed itself; what it watched must not go on alone, and hold the lock.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, linux/prctl.h
         try:
             answer = {"ok": True, **work()}
         except Refused as no:

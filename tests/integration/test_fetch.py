@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 
+import files
 import pytest
 import release
 
@@ -181,6 +182,9 @@ def test_a_second_fetch_says_who_holds_the_store(host, hub, locked):
     assert f"pid {first.pid}" in answer["error"]["found"]
     first.kill()
     first.wait()
+    while files.held(note):  # what it had started ends with it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_moved_branch_does_not_move_a_lock(host, hub, locked):
