@@ -58,6 +58,7 @@ FIELDS = (
 RESULTS: dict[str, dict[str, Any]] = {}
 
 Cell = tuple[str, str, Callable[[dict[str, Any]], str]]
+Plan = Callable[[], list[list[str]]]
 
 
 def record(name: str, **values: Any) -> None:
@@ -126,10 +127,10 @@ class Report(BaseStateCallback):
     """Writes table, JSON and page once, however the run ends."""
 
     def __init__(
-        self, state: Any, roles: dict[str, str], release: str | None, columns: Sequence[Cell], rollout: bool, why: Any
+        self, state: Any, roles: dict[str, str], release: str | None, columns: Sequence[Cell], plan: Plan | None
     ):
-        self.state, self.roles, self.release, self.columns = state, roles, release, columns
-        self.rollout, self.plan = rollout, why
+        self.state, self.roles, self.release, self.columns, self.plan = state, roles, release, columns, plan
+        self.rollout = plan is not None
         self.started, self.clock, self.written = time.time(), time.monotonic(), False
 
     def host_disconnect(self, state: Any, host: Any) -> None:  # type: ignore[override]
@@ -147,7 +148,7 @@ class Report(BaseStateCallback):
         document = {
             "format": FORMAT,
             "command": shlex.join(["pyinfra", *told(sys.argv[1:])]),
-            "who": f"{os.environ.get('USER') or os.environ.get('LOGNAME') or 'unknown'}@{os.uname().nodename}",
+            "who": who(),
             "started": stamp(self.started),
             "ended": stamp(time.time()),
             "seconds": round(time.monotonic() - self.clock, 1),
@@ -193,6 +194,11 @@ def told(words: Sequence[str]) -> list[str]:
 
 def dry() -> bool:
     return "--dry" in sys.argv
+
+
+def who() -> str:
+    """The operator, and where from: in reports, leases and the hosts' journals."""
+    return f"{os.environ.get('USER') or os.environ.get('LOGNAME') or 'unknown'}@{os.uname().nodename}"
 
 
 def stamp(when: float) -> str:
@@ -244,7 +250,7 @@ def install(
     roles: dict[str, str],
     release: str | None,
     columns: Sequence[Cell] = DEPLOY,
-    plan: Callable[[], list[list[str]]] | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Once a run (deploy.py is loaded once a host): the callback, and the signals that pyinfra would end silently on.
 
@@ -252,7 +258,7 @@ def install(
     """
     if any(isinstance(handler, Report) for handler in state.callback_handlers):
         return
-    report = Report(state, roles, release, columns, plan is not None, plan)
+    report = Report(state, roles, release, columns, plan)
     state.add_callback_handler(report)
 
     def end(number: int, frame: Any) -> None:

@@ -137,7 +137,7 @@ def stack(directory, service):
 
 
 def container(project, service):
-    """The service's container: id, image, state, health, restarts, start, mounts and environment; None without one."""
+    """The service's container: id, image, state, health, restarts, start, mounts, its process; None without one."""
     labels = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
     ids = output("docker", "ps", "-aq", "--no-trunc", "--filter", labels[0], "--filter", labels[1])
     found = parsed(output("docker", "inspect", *ids.split())) if ids else None
@@ -155,7 +155,6 @@ def container(project, service):
         "release": (found[0]["Config"]["Labels"] or {}).get("hf-offline.release"),
         "process": process(state["Pid"]),
         "mounts": {m["Destination"]: m.get("Source") for m in found[0]["Mounts"]},
-        "environment": dict(e.split("=", 1) for e in found[0]["Config"]["Env"] if "=" in e),
     }
 
 

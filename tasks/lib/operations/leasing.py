@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from functools import cache
 from typing import Any
@@ -15,10 +14,6 @@ from tasks.lib import fleet, report
 from tasks.lib.calls import call, ensure_tool, expect, guarded, options, tool_path
 from tasks.lib.release import Refused
 from tasks.lib.settings import Settings
-
-
-def who() -> str:
-    return f"{os.environ.get('USER') or os.environ.get('LOGNAME') or 'unknown'}@{os.uname().nodename}"
 
 
 @cache
@@ -37,7 +32,7 @@ def lease(settings: Settings, release: str, why: str, needed: Any = lambda: True
 
     def work(host: Any) -> bool:
         ensure_tool(host)
-        words = options(store=settings.model_store, id=lease_id(), who=who(), release=release, why=why)
+        words = options(store=settings.model_store, id=lease_id(), who=report.who(), release=release, why=why)
         tool = StringCommand("python3", QuoteString(tool_path(settings)), "lease hold")
         answer = fleet.leases.take(host, StringCommand(tool, *[QuoteString(word) for word in words]))
         try:
@@ -64,7 +59,7 @@ def unlock(settings: Settings):
 
     def work(host: Any) -> bool:
         ensure_tool(host)
-        expect(call(host, "lease", "unlock", id=settings.lease, who=who()))
+        expect(call(host, "lease", "unlock", id=settings.lease, who=report.who()))
         report.record(host.name, state="unlocked")
         return True
 

@@ -84,7 +84,7 @@ def smoke_host(target: Any, lock: Lock, settings: Settings, goldens: Any) -> boo
     # Only a smoke test that passed makes the override one that activate may take.
     if not put(target, f"{folder}/compose.override.yaml", text.encode()):
         raise Refused(target.name, "cannot write the override", next=f"look at {folder}")
-    when = time.strftime("%FT%TZ", time.gmtime())
+    when = report.stamp(time.time())
     if not golden:
         accept = f"tasks/lock.py --data accept_goldens_from={target.name}"
         why = f"passed its smoke test, but there are no goldens to compare with. Next: {accept}"

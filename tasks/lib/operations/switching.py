@@ -11,7 +11,6 @@ from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
 from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
-from tasks.lib.operations.leasing import who
 from tasks.lib.release import Lock, Refused, say
 from tasks.lib.settings import Settings
 
@@ -141,7 +140,7 @@ def switch(
         what = "lost its lease: somebody took it, or the connection broke"
         raise Refused(target.name, what, known["lease"], "none", "tasks/status.py, then the same again")
     document = {
-        "who": who(),
+        "who": report.who(),
         "why": why,
         "probe": settings.probe.model_dump() if settings.probe else None,
         "expect_env": compose.environment_of(override, settings.service),
