@@ -34,7 +34,7 @@ FORMAT = 2
 FOLDER = Path("reports")
 GOOD = (
     *("active", "ready", "unchanged", "proven", "fit", "would change", "locked", "as locked", "same"),
-    *("out of service", "in order", "empty", "intact", "pruned", "unlocked"),
+    *("out of service", "in order", "empty", "intact", "pruned", "unlocked", "written"),
 )
 # Where a run may be on its way to something else: good news only if it came to its end.
 ON_THE_WAY = ("fit", "ready", "would change")
@@ -53,6 +53,7 @@ FIELDS = (
     ),
     *("cosine", "latency_ms", "outbound_attempts", "seconds", "switch_seconds", "versions", "phases", "container"),
     *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
+    *("bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
@@ -117,6 +118,18 @@ PRUNE: Sequence[Cell] = (
     text("state", "state"),
     count("freed in the store", "freed_bytes"),
     count("freed in Docker", "docker_freed_bytes"),
+)
+BUNDLE: Sequence[Cell] = (
+    text("state", "state"),
+    text("release", "release", 12),
+    count("bundle", "bundle_bytes"),
+    ("parts", "right", lambda row: "-" if row["bundle_parts"] is None else str(row["bundle_parts"])),
+    count("written", "written_bytes"),
+)
+HAVE: Sequence[Cell] = (
+    text("state", "state"),
+    ("blobs", "right", lambda row: "-" if row["blob_count"] is None else str(row["blob_count"])),
+    count("hashed", "hashed_bytes"),
 )
 
 

@@ -90,6 +90,8 @@ def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
     settings: Settings = report.RESULTS[host.name]["settings"]
     role = "bastion" if host.name == fleet.bastion().name else "gpu"
     ask: dict[str, Any] = {"store": settings.model_store, "push_user": settings.push_user}
+    if role == "bastion" and settings.bundle:
+        ask["bundle"] = settings.bundle
     if role == "gpu":
         ask |= {
             "stack": settings.stack,

@@ -31,6 +31,7 @@ SEEN = {
     "store": {
         "blobs": {},
         "incoming": {},
+        "fetching": {},
         "releases": [],
         "states": {},
         "current": None,
