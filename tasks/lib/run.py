@@ -163,5 +163,5 @@ def plan(sizes: Any) -> list[list[str]]:
 def whole_fleet_at_once(plan: list[list[str]]) -> bool:
     """Whether one wave takes every GPU host there is: then no index is ever answered by two releases."""
     away = fleet.out_of_service()
-    every = {each.name for each in inventory.get_group("gpu_hosts")} - set(away)
+    every = {each.name for each in inventory.get_group("gpu_hosts", [])} - set(away)
     return len(plan) == 1 and set(plan[0]) == every

@@ -101,7 +101,7 @@ def put_all(store, folder, part_size, document, until):
         "parts": len(about["parts"]),
     }
     if not lacking and not old and same(manifest, about):
-        return answer
+        return {**answer, "changed": False}
     shrunk = [size_of(os.path.join(folder, piece.name)) or 0 for piece in lacking]
     room(folder, [piece.size for piece in lacking], sum(old.values()) + sum(shrunk))
     if os.path.lexists(manifest):
@@ -123,7 +123,7 @@ def put_all(store, folder, part_size, document, until):
     sums = "".join(f"{piece.sha256}  {piece.name}\n" for piece in plan)
     write(os.path.join(folder, "SHA256SUMS"), sums, None)
     write(manifest, json.dumps(about, indent=1, sort_keys=True) + "\n", None)
-    return answer
+    return {**answer, "changed": True}
 
 
 def told(document, lock, plan, part_size, without):

@@ -97,7 +97,8 @@ def notes(stick):
 def test_a_second_write_and_a_second_take_change_nothing(bastion, host, stick, document):
     write(bastion, stick, document)
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files_of(stick)}
-    assert write(bastion, stick, document)["written"] == 0
+    again = write(bastion, stick, document)
+    assert again["written"] == 0 and not again["changed"]
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files_of(stick)} == before
     take(host, stick, document)
     assert take(host, stick, document)["read"] == 0
@@ -356,7 +357,8 @@ def test_what_the_far_side_has_stays_at_home(bastion, host, stick, document, con
 def test_what_was_left_out_and_is_gone_there_is_named(bastion, host, stick, document, contents):
     write(bastion, stick, document)
     take(host, stick, document)
-    write(bastion, stick, document, have=host.run("bundle", "have")["blobs"])
+    less = write(bastion, stick, document, have=host.run("bundle", "have")["blobs"])
+    assert less["changed"] and less["written"] == 0
     assert pieces(stick) == [] and take(host, stick, document)["read"] == 0
     victim = document["models"][0]["files"]["adapter_model.safetensors"]["sha256"]
     (host.store / "blobs" / victim).unlink()
