@@ -57,6 +57,8 @@ FIELDS = (
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
+# The hosts that the report has called failed.
+FAILED: list[str] = []
 
 Cell = tuple[str, str, Callable[[dict[str, Any]], str]]
 Plan = Callable[[], list[list[str]]]
@@ -172,8 +174,9 @@ class Report(BaseStateCallback):
             "plan": self.plan() if self.plan else [],
             "retry": None if good else shlex.join(["pyinfra", *[a for a in told(sys.argv[1:]) if a != "--dry"]]),
         }
-        # A --dry that found a host wanting, or a refusal that no operation raised, is no success either.
+        # A refusal that no operation raised is no success either; nor is a --dry that found a host wanting (config.py).
         self.state.failed_hosts |= {self.state.inventory.get_host(name) for name in failed}
+        FAILED.extend(failed)
         where = save(document, self.rollout and not dry())
         show(document, failed, self.columns, where)
         return good
