@@ -256,3 +256,9 @@ def test_full_image_names(name, full):
 
 def test_nothing_in_a_message_steers_a_terminal():
     assert "\x1b" not in release.say({"where": "x", "what": "\x1b[2J", "found": "\x07a"})
+
+
+def test_a_blob_is_split_into_parts_that_are_all_of_it():
+    assert release.parts("ab", 10, 10) == [("ab", 0, 10)] and release.parts("ab", 0, 10) == [("ab", 0, 0)]
+    assert release.parts("ab", 25, 10) == [("ab.000", 0, 10), ("ab.001", 10, 10), ("ab.002", 20, 5)]
+    assert len({name for name, _, _ in release.parts("ab", 2000, 1)}) == 2000
