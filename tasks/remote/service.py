@@ -31,15 +31,25 @@ class Service:
         override = override or self.override
         return ["-f", os.path.join(self.stack, name), *(["-f", override] if os.path.exists(override) else [])]
 
-    def container(self):
-        """The service's container as `docker inspect` shows it, or None."""
+    def containers(self):
+        """The ids of the service's containers, running or not; a switch that was cut off can leave two."""
         compose = "label=com.docker.compose"
         labels = (f"{compose}.project={self.project}", f"{compose}.service={self.name}", f"{compose}.oneoff=False")
         found = docker("ps", "-aq", "--no-trunc", *(word for label in labels for word in ("--filter", label)))
         if found.returncode:
             said = found.stderr.strip()[-200:]
             raise Refused("docker", "does not answer", found=said, next="systemctl status docker")
-        ids = found.stdout.split()
+        return found.stdout.split()
+
+    def clear(self):
+        """Remove what is there of the service's containers, under whatever name Compose left them."""
+        ids = self.containers()
+        if ids:
+            docker("rm", "--force", *ids)
+
+    def container(self):
+        """The service's container as `docker inspect` shows it, or None."""
+        ids = self.containers()
         if not ids:
             return None
         shown = docker("inspect", ids[0])

@@ -33,6 +33,7 @@ from service import MARKER, Service, docker
 
 WAIT = 0.1  # seconds between looks for the confirmation
 REVERT = 300  # seconds at least: a short deadline is for the new release, the old one may take its time
+REVERTS = 3  # tries: what a power cut left of a container can make Compose fail once
 
 
 class Stopped(Exception):
@@ -42,8 +43,12 @@ class Stopped(Exception):
 def refuse_frozen(records):
     text = read(records.frozen)
     if text is not None:
+        try:
+            why = json.loads(text)["why"]
+        except (ValueError, LookupError, TypeError):
+            why = text
         said = "says that this host is frozen"
-        raise Refused(records.frozen, said, "no such file", text[:200], "mend the service, then remove that file")
+        raise Refused(records.frozen, said, "no such file", str(why)[:800], "mend the service, then remove that file")
 
 
 def check_before(records, service, release_id, candidate):
@@ -182,13 +187,17 @@ def revert(records, intent):
     with contextlib.suppress(OSError):  # a full disk is no reason to leave an unproven release running
         records.journal("revert", to=intent["from"])
     service = Service(intent["stack"], intent["override"], intent["project"], intent["service"])
-    until = time.monotonic() + max(intent["within"], REVERT)
+    until, tries = time.monotonic() + max(intent["within"], REVERT), 0
     while True:
         try:
-            put_back(records, service, intent, until - time.monotonic())
+            put_back(records, service, intent, until - time.monotonic(), anew=tries > 0)
             break
         except Exception as error:
-            if time.monotonic() < until and not engine_answers():
+            answers = engine_answers()
+            tries += answers
+            if time.monotonic() < until and (not answers or tries < REVERTS):
+                if answers:
+                    records.journal("revert again", why=str(error)[-300:])
                 time.sleep(1)  # an engine that restarts comes back
                 continue
             why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": last_words(service)}
@@ -199,8 +208,8 @@ def revert(records, intent):
     return finish(records, intent, {"state": "withdrawn"})["state"]
 
 
-def put_back(records, service, intent, within):
-    """The records, the override and the service as they were when the switch began."""
+def put_back(records, service, intent, within, anew):
+    """The records, the override and the service as they were when the switch began; `anew`: its containers go first."""
     if intent["from"] and records.current() != intent["from"]:
         write(os.path.join(records.store, "current"), f"{intent['from']}\n")
     elif not intent["from"]:
@@ -209,6 +218,8 @@ def put_back(records, service, intent, within):
         write(service.override, read(records.before))
     else:
         remove(service.override)
+    if anew:
+        service.clear()
     if intent["was_running"]:
         was = service.container()
         service.up(within)
