@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.lib.compose import MARKER
-from tasks.lib.release import Lock, blobs, image_blobs, missing, model_blobs
+from tasks.lib.compose import LOADER, MARKER, SMOKE
+from tasks.lib.release import Lock, blobs, costs, image_blobs, missing, model_blobs, model_files
 from tasks.lib.settings import Settings
 
 Seen = Mapping[str, Any]
@@ -42,7 +42,7 @@ def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, n
         found += _bastion(seen, lock)
     if role == "gpu":
         found += _stack(seen, settings) + _gpus(seen, settings)
-        for target in seen["egress"]:
+        for target in seen["egress"] if settings.delivery != "online" else []:
             found.append(f"reaches {target}; expected no way out. Next: close it, or take it out of `egress`")
         if seen["store"]["frozen"]:
             why = seen["store"]["frozen"].get("why", "a revert failed")
@@ -106,8 +106,10 @@ def _space(seen: Seen, settings: Settings, lock: Lock | None, role: str) -> list
     if role == "bastion":
         wanted += max((model_blobs(lock).get(name, 0) for name in need), default=0)  # a file that is fetched again
     disks = [(settings.model_store, seen["store_filesystem"], wanted, 3 * len(need) + 200)]
-    if seen["docker"] and lock.image.tag not in seen["docker"]["images"]:
-        layers = 3 * sum(layer.size for layer in lock.image.layers)  # unpacked, plus the archive while it is read
+    if seen["docker"] and lock.tag not in seen["docker"]["images"]:
+        layers = 3 * costs(lock)[lock.delivery]["image"]  # unpacked, plus the archive while it is read
+        if lock.delivery == "online":  # the volume
+            layers += sum(model_files(lock).values())
         disks.append((seen["docker"]["root"]["path"], seen["docker"]["root"], layers, 50000))
     found = []
     for device in {disk[1]["device"] for disk in disks}:
@@ -137,8 +139,8 @@ def _stack(seen: Seen, settings: Settings) -> list[str]:
         found.append(
             f"the stack has no service {settings.service!r}; it has {', '.join(stack['services'])}. Next: `service`"
         )
-    if "smoke" in stack["services"]:
-        found.append("the stack has a service called smoke, which is the name of ours. Next: rename it in the stack")
+    for name in sorted({SMOKE, LOADER} & set(stack["services"])):
+        found.append(f"the stack has a service called {name}, which is the name of ours. Next: rename it in the stack")
     for name, text in stack["overrides"].items():
         if not (text or "").startswith(MARKER):
             found.append(

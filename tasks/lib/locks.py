@@ -24,6 +24,18 @@ def replace(path: Path, text: str) -> None:
     staged.replace(path)
 
 
+def served(settings: Settings) -> dict[str, Any]:
+    """The settings that change what is served, as they stand in a lock; what is its default stands in none."""
+    serve: dict[str, Any] = {key: getattr(settings, key) for key in ("family", "dtype", "attention")}
+    serve["model"] = settings.models[0].repo
+    for key in ("smoke_command", "delivery"):
+        if getattr(settings, key) != Settings.model_fields[key].default:
+            serve[key] = getattr(settings, key)
+    if settings.delivery == "bake":
+        serve["hf_home"] = settings.hf_home
+    return serve
+
+
 def read_lock(settings: Settings, inventory: str) -> Lock:
     """The lock that git holds, held against the settings; one clear error without it."""
     path, mend = lock_path(settings), f"pyinfra -y {inventory} tasks/lock.py"
@@ -35,9 +47,11 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
         raise Refused(
             str(path), "was made for other models than the settings ask for", str(wanted), str(dict(lock.asked)), mend
         )
-    for key in ("dtype", "attention", "family", "smoke_command"):
-        if lock.serve.get(key, []) != getattr(settings, key):
-            raise Refused(str(path), f"has another {key}", getattr(settings, key), str(lock.serve.get(key)), mend)
+    serve = served(settings)
+    for key in sorted({*serve, *lock.serve}):
+        if lock.serve.get(key) != serve.get(key):
+            expected, found = str(serve.get(key, "none")), str(lock.serve.get(key, "none"))
+            raise Refused(str(path), f"has another {key} than the settings ask for", expected, found, mend)
     return lock
 
 

@@ -56,6 +56,10 @@ class Settings(Strict):
     smoke_command: list[str] = Field(
         [], description="for family `plain`: the command, in the container, that tells whether the model works"
     )
+    delivery: Literal["mount", "bake", "online"] = Field(
+        "mount",
+        description="how the model reaches the service: the host's cache `mount`ed, `bake`d into the image as a layer, or `online`: loaded by the host itself, once (README, Three ways); part of the release",
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="weights are published in bfloat16; part of the release"
     )
@@ -68,7 +72,13 @@ class Settings(Strict):
         "HF_TOKEN",
         description="the control machine's environment variable that holds a read-only token, for gated models",
     )
-    xet: bool = Field(True, description="Xet transfers; off needs one host fewer on the bastion's allow-list")
+    xet: Literal["on", "off", "silent"] = Field(
+        "on",
+        description="Xet transfers at fetch (faster, checked by content); `off` needs one host fewer on the bastion's allow-list; `silent` fetches by Xet and keeps a container without hf_xet from warning",
+    )
+    ca_bundle: AbsolutePath | None = Field(
+        None, description="delivery `online`: the host's CA bundle, where the mirror's certificate is a private one's"
+    )
     fetch_deadline: Seconds = Field(14400, description="seconds for all downloads together")
 
     model_store: AbsolutePath = Field("/srv/models", description="the store's path, on the bastion and on each host")

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.lib.compose import MARKER, environment_of
 from tasks.lib.fitness import Seen, lacking
-from tasks.lib.release import Lock, Refused, blobs, parse, space
+from tasks.lib.release import Lock, Refused, blobs, image_ids, mounted_right, parse, space
 from tasks.lib.settings import Settings
 
 
@@ -23,7 +23,8 @@ def staged(seen: Seen, lock: Lock, override: str) -> bool:
         and smoke.get("ok") is True
         and about.get("override") == override
         and bool(seen["docker"])
-        and lock.image.tag in seen["docker"]["images"]
+        and lock.tag in seen["docker"]["images"]
+        and (lock.delivery != "online" or lock.volume in seen["docker"]["volumes"])
     )
 
 
@@ -172,10 +173,11 @@ def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[
     found = []
     if container["state"] != "running" or container["health"] not in (None, "healthy"):
         found.append(f"the service is {condition(container)}")
-    if container["image"] not in lock.image.ids:
+    about = seen["store"]["states"].get(lock.id) or {}
+    if container["image"] not in image_ids(lock, about.get("baked")):
         found.append("the service runs another image")
     expected = environment_of(override, settings.service)
-    if container["mounts"].get(expected["HF_HOME"]) != f"{settings.model_store}/releases/{lock.id}":
+    if not mounted_right(lock, settings.model_store, container["mounts"].get(expected["HF_HOME"])):
         found.append("the release is not what is mounted")
     inside: Mapping[str, str] = container["process"] or {}
     odd = sorted(key for key, value in expected.items() if inside.get(key) != value)

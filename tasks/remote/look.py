@@ -82,6 +82,7 @@ def docker():
         "runtimes": sorted(info.get("Runtimes") or {}),
         "compose": output("docker", "compose", "version", "--short"),
         "images": sorted((output("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}") or "").split()),
+        "volumes": sorted((output("docker", "volume", "ls", "-q") or "").split()),
     }
 
 
@@ -210,11 +211,13 @@ def store(path):
     for name in os.listdir(states) if os.path.isdir(states) else []:
         folder = os.path.join(states, name)
         if os.path.isdir(folder):
-            texts = {n: read(os.path.join(folder, n)) for n in ("verified-at", "smoke.json", "compose.override.yaml")}
+            names = ("verified-at", "smoke.json", "compose.override.yaml", "baked.json")
+            texts = {n: read(os.path.join(folder, n)) for n in names}
             about[name] = {
                 "verified": parsed(texts["verified-at"]),
                 "smoke": parsed(texts["smoke.json"]),
                 "override": texts["compose.override.yaml"],
+                "baked": parsed(texts["baked.json"]),
             }
     return {
         "blobs": sizes(os.path.join(path, "blobs")),

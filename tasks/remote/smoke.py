@@ -74,10 +74,8 @@ def frame():
 
 def lacks(root, lock):
     """What the mounted cache lacks, named: repositories, refs, files, markers, links that leave it. [] is whole."""
-    tree, found = layout.tree(lock), []
+    tree, found = layout.cache_tree(lock), []
     for path in sorted(set(tree.links) | set(tree.texts)):
-        if path.startswith("image/"):
-            continue
         full = os.path.join(root, path)
         if not os.path.exists(full):
             what = "dangles" if os.path.islink(full) else "is missing"

@@ -23,7 +23,7 @@ PINS = ROOT / "remote" / "requirements.txt"
 def hub(settings: Settings, **more: Any) -> str:
     """What fetch reads on standard input: the token goes this way alone, never by argv, environment or disk."""
     token = os.environ.get(settings.token_variable) or None
-    return json.dumps({"token": token, "endpoint": settings.hub, "xet": settings.xet, **more})
+    return json.dumps({"token": token, "endpoint": settings.hub, "xet": settings.xet != "off", **more})
 
 
 def venv(settings: Settings) -> str:

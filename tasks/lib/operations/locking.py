@@ -75,10 +75,7 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
     for repo, names in sorted(new["left_out"].items()):
         logger.info(f"    {repo}: left out {', '.join(names) or 'nothing'}")
     image = fetching.export_image(target, settings, None)
-    serve: dict[str, Any] = {"model": settings.models[0].repo, "family": settings.family}
-    serve |= {"dtype": settings.dtype, "attention": settings.attention}
-    if settings.smoke_command:
-        serve["smoke_command"] = settings.smoke_command
+    serve = locks.served(settings)
     document = {"format": FORMAT, "asked": wanted, "models": models, "image": dict(image), "serve": serve}
     path, text = locks.lock_path(settings), write(document)
     parse(text, str(path))

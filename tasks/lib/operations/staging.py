@@ -161,5 +161,10 @@ def tell(target: Any, smoke: Mapping[str, Any]) -> None:
 def smoke(target: Any, lock: Lock, settings: Settings, files: list[str], directory: str) -> Mapping[str, Any]:
     """The smoke test of the release, by Compose from `files`; Refused with what it found wrong."""
     more: dict[str, Any] = {"project": f"hf-smoke-{lock.short}", "project_directory": directory, "file": files}
+    more["release"] = lock.id
+    if lock.delivery == "online":
+        within, document = settings.fetch_deadline, json.dumps(lock.document)
+        brought = call(target, "engine", "bring", document=document, within=within, deadline=2 * within + 60, **more)
+        report.record(target.name, loaded_bytes=expect(brought)["bytes"])
     within = settings.smoke_deadline
-    return expect(call(target, "engine", "smoke", release=lock.id, within=within, deadline=within + 60, **more))
+    return expect(call(target, "engine", "smoke", within=within, deadline=within + 60, **more))
