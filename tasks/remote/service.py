@@ -73,8 +73,10 @@ class Service:
         """A Compose command that must succeed."""
         done = self.compose(*words, timeout=timeout)
         if done.returncode:
-            said = done.stderr.strip()[-500:]
-            raise Refused(f"docker compose {words[0]}", "failed", "success", said, "look at the stack's file")
+            said, mend = done.stderr.strip()[-500:], "look at the stack's file"
+            if ghost(said):
+                mend = "if nothing else has that port, Docker Engine lost track of it: systemctl restart docker"
+            raise Refused(f"docker compose {words[0]}", "failed", "success", said, mend)
 
     def up(self, timeout, recreate=False):
         more = ["--force-recreate"] if recreate else []
@@ -148,6 +150,27 @@ def docker(*words, timeout=120):
         return subprocess.run(["docker", *words], capture_output=True, text=True, errors="replace", timeout=timeout)
     except subprocess.TimeoutExpired as late:
         return subprocess.CompletedProcess(late.cmd, 124, "", f"no answer within {timeout} s")
+
+
+def ghost(said):
+    """Whether the engine holds a port for a container that is no more: its own memory after a power cut.
+
+    moby/moby#20486 and libnetwork#2448: only a restart of the engine gives such a port back.
+    """
+    return "port is already allocated" in said
+
+
+def restart_engine():
+    """The engine anew, where that disturbs nobody: -> whether it was done. Other containers are somebody's."""
+    if docker("ps", "-q").stdout.split():
+        return False
+    init = ["systemctl", "restart", "docker"]
+    if not os.path.isdir("/run/systemd/system"):
+        init = ["service", "docker", "restart"]
+    try:
+        return subprocess.run(init, capture_output=True, stdin=subprocess.DEVNULL, timeout=120).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def last_check(state):

@@ -29,7 +29,7 @@ from files import answered, held, locked, now, read, remove, write
 from probe import probe
 from records import Records
 from release import Refused
-from service import MARKER, Service, docker
+from service import MARKER, Service, docker, ghost, restart_engine
 
 WAIT = 0.1  # seconds between looks for the confirmation
 REVERT = 300  # seconds at least: a short deadline is for the new release, the old one may take its time
@@ -197,7 +197,8 @@ def revert(records, intent):
             tries += answers
             if time.monotonic() < until and (not answers or tries < REVERTS):
                 if answers:
-                    records.journal("revert again", why=str(error)[-300:])
+                    anew = ghost(str(error)) and restart_engine()
+                    records.journal("revert again", why=str(error)[-300:], engine_restarted=anew)
                 time.sleep(1)  # an engine that restarts comes back
                 continue
             why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": last_words(service)}
