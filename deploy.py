@@ -14,12 +14,13 @@ from tasks.lib.operations.fetching import fetch, prove
 from tasks.lib.operations.leasing import lease
 from tasks.lib.operations.staging import stage
 from tasks.lib.operations.switching import activate, withdraw
+from tasks.lib.release import costs
 
 settings = run.open_run()
 lock = run.refuse(read_lock, settings, run.inventory_name())
 goldens = Goldens(settings)
 plan = run.plan(settings.waves)
-report.install(state, run.roles(), lock.id, plan=lambda: plan)
+report.install(state, run.roles(), lock.id, plan=lambda: plan, costs=costs(lock))
 
 bastion = fleet.bastion().name
 gpus = run.in_service()
