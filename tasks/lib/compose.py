@@ -15,6 +15,7 @@ MARKER = "# written by hf-offline"
 SMOKE, LOADER = "smoke", "hf-model"
 TOOL = "/tool.pyz"
 GOLDENS = "/goldens.json"
+LOCK = "/lock.json"
 VOLUME = "hf-cache"
 HARDENED = {
     "read_only": True,
@@ -82,10 +83,10 @@ def _common(lock: Lock, settings: Settings) -> dict[str, Any]:
 
 def _smoke(lock: Lock, settings: Settings, tool: str, goldens: bool) -> dict[str, Any]:
     service = _common(lock, settings)
-    command = ["--lock", f"{settings.hf_home}/lock.json", "--device", "cuda" if settings.gpus else "cpu"]
+    command = ["--lock", LOCK, "--device", "cuda" if settings.gpus else "cpu"]
     for name, floors in sorted(settings.tolerance.items()):
         command += ["--tolerance", f"{name}={','.join(str(floor) for floor in floors)}"]
-    service["volumes"] = [*service.get("volumes", []), _bind(tool, TOOL)]
+    service["volumes"] = [*service.get("volumes", []), _bind(tool, TOOL), _bind(_lock(lock, settings), LOCK)]
     if goldens:
         command += ["--goldens", GOLDENS]
         service["volumes"].append(_bind(f"{settings.model_store}/state/{lock.id}/goldens.json", GOLDENS))
@@ -108,7 +109,6 @@ def _smoke(lock: Lock, settings: Settings, tool: str, goldens: bool) -> dict[str
 
 def _loader(lock: Lock, settings: Settings, tool: str) -> dict[str, Any]:
     """Loads what the volume lacks, and ends. On the host's own network: its resolver and its routes are what works."""
-    document = f"{settings.model_store}/releases/{lock.id}/lock.json"
     service: dict[str, Any] = {
         "image": lock.tag,
         "pull_policy": "never",
@@ -124,13 +124,17 @@ def _loader(lock: Lock, settings: Settings, tool: str) -> dict[str, Any]:
             **_xet(settings),
         },
         "entrypoint": [settings.python, TOOL, "online"],
-        "command": ["--lock", "/lock.json", "--home", settings.hf_home],
-        "volumes": [_volume(settings, read_only=False), _bind(tool, TOOL), _bind(document, "/lock.json")],
+        "command": ["--lock", LOCK, "--home", settings.hf_home],
+        "volumes": [_volume(settings, read_only=False), _bind(tool, TOOL), _bind(_lock(lock, settings), LOCK)],
     }
     if settings.ca_bundle:
         service["volumes"].append(_bind(settings.ca_bundle, "/ca.pem"))
         service["environment"] |= {"SSL_CERT_FILE": "/ca.pem", "REQUESTS_CA_BUNDLE": "/ca.pem"}
     return service
+
+
+def _lock(lock: Lock, settings: Settings) -> str:
+    return f"{settings.model_store}/releases/{lock.id}/lock.json"
 
 
 def _volume(settings: Settings, read_only: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The self-contained image: a release's cache as one more layer of its backend image, made from the proven store.
 
 Each machine makes it for itself, from blobs that it has hashed, so a new model sends only the files that differ, never
-a layer of all of them. The layer depends on lock.json and the cache alone: not on the layers below, the machine or the
+a layer of all of them. The layer depends on the models and hf_home alone: not on the layers below, the machine or the
 day. It is streamed into `docker load` and never lies on the disk; `state/<release>/baked.json` keeps its digests.
 """
 
@@ -62,7 +62,7 @@ def recorded(store, lock):
 
 
 def layer(out, root, lock):
-    """Write the layer: lock.json and hub/ of the release in `root`, below the lock's hf_home; always the same bytes."""
+    """Write the layer: hub/ of the release in `root`, below the lock's hf_home; always the same bytes."""
     home, tree = lock.serve["hf_home"].strip("/"), layout.cache_tree(lock)
     paths = sorted({**tree.blobs, **tree.links, **tree.texts})
     folders = {home[:i] for i, c in enumerate(home) if c == "/"} | {home}

@@ -31,24 +31,27 @@ def tree(lock: Lock) -> Tree:
     Layout of the cache: huggingface_hub 2.4 (file_download.py, _tree_cache.py). refs/main has no newline: with one,
     the client's own lookup fails.
     """
-    cache = cache_tree(lock)
-    if lock.delivery == "online":  # the cache is not the store's: each host loads it into a volume
-        cache = Tree({}, {}, {"lock.json": cache.texts["lock.json"]})
+    # Online the cache is not the store's: each host loads it into a volume.
+    cache = Tree({}, {}, {}) if lock.delivery == "online" else cache_tree(lock)
     image = lock.image
     manifest = {"mediaType": image.media_type, "digest": f"sha256:{image.manifest.sha256}", "size": image.manifest.size}
     texts = oci(image.tag, manifest, image.config.sha256, [layer.sha256 for layer in image.layers])
     return Tree(
         {**cache.blobs, **{f"image/blobs/sha256/{sha256}": sha256 for sha256 in image_blobs(lock)}},
         cache.links,
-        {**cache.texts, **{f"image/{name}": text for name, text in texts.items()}},
+        {
+            "lock.json": write({**lock.document, "asked": {}}),
+            **cache.texts,
+            **{f"image/{name}": text for name, text in texts.items()},
+        },
     )
 
 
 def cache_tree(lock: Lock) -> Tree:
-    """The part of it that a service reads: lock.json and the Hugging Face cache."""
+    """The part of it that a service reads: the Hugging Face cache. It depends on the models alone."""
     hard: dict[str, str] = {}
     links: dict[str, str] = {}
-    texts: dict[str, str] = {"lock.json": write({**lock.document, "asked": {}})}
+    texts: dict[str, str] = {}
     for model in lock.models:
         top = f"hub/{model.folder}"
         for path, file in model.files.items():

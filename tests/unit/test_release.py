@@ -256,3 +256,44 @@ def test_full_image_names(name, full):
 
 def test_nothing_in_a_message_steers_a_terminal():
     assert "\x1b" not in release.say({"where": "x", "what": "\x1b[2J", "found": "\x07a"})
+
+
+# ------------------------------------------------------------------------------------------------- ways of delivery
+
+
+def delivered(document, delivery, **more):
+    document["serve"] |= {"delivery": delivery, **more}
+    return release.parse(release.write(document))
+
+
+def test_each_way_is_a_release_of_its_own_in_the_same_space(document, lock):
+    baked = delivered(document, "bake", hf_home="/models/hf")
+    assert baked.id != lock.id and release.space(baked) == release.space(lock)
+    assert lock.delivery == "mount" and lock.tag == lock.image.tag != baked.tag
+
+
+def test_online_the_store_brings_the_image_alone(document, lock):
+    online = delivered(document, "online")
+    assert release.blobs(online) == release.image_blobs(online) and release.model_files(online) != {}
+    assert set(layout.tree(online).texts) >= {"lock.json"} and not layout.tree(online).links
+    assert layout.cache_tree(online).links == layout.cache_tree(lock).links != {}
+
+
+@pytest.mark.parametrize(
+    "serve", [{"delivery": "stick"}, {"delivery": "bake"}, {"delivery": "bake", "hf_home": "a/../b"}]
+)
+def test_a_delivery_that_is_none_is_refused(document, serve):
+    document["serve"] |= serve
+    with pytest.raises(release.Refused):
+        release.parse(release.write(document))
+
+
+def test_what_is_mounted_tells_the_ways_apart(document, lock):
+    root = f"/srv/models/releases/{lock.id}"
+    assert release.mounted_right(lock, "/srv/models", root) and not release.mounted_right(lock, "/srv/models", None)
+    online = delivered(document, "online")
+    volume = f"/var/lib/docker/volumes/{online.volume}/_data"
+    assert release.mounted_right(online, "/srv/models", volume)
+    assert not release.mounted_right(online, "/srv/models", "/var/lib/docker/volumes/other/_data")
+    baked = delivered(document, "bake", hf_home="/models/hf")
+    assert release.mounted_right(baked, "/srv/models", None) and not release.mounted_right(baked, "/srv/models", root)
