@@ -1,6 +1,6 @@
 """Embeds offline in the container, against the mounted release, and says whether it is the model that was locked.
 
-    smoke --lock /models/hf/lock.json [--goldens /goldens.json] [--device auto|cpu|cuda] [--tolerance cuda/bfloat16=0.999,0.99]
+    smoke --lock /lock.json [--goldens /goldens.json] [--device auto|cpu|cuda] [--tolerance cuda/bfloat16=0.999,0.99]
 
 Runs where colpali-engine and torch are; HF_HOME is the release. One JSON line on standard output: "ok", "checks" (name,
 ok, detail), "device", "dtype", "attention", "load_seconds", "latency_ms" {"page", "query"} (median of forwards),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from tests.e2e.conftest import BASTION, GPU1, MIXED, ROOT, commits, embedding, hub, on, pyinfra
-from tests.e2e.fleet import REPO, STORE, container, current, fleet, refs, until, variant, weights
+from tests.e2e.fleet import REPO, container, fleet, refs, until, variant, weights
 from tests.lab import lab
 
 # One host for each kind of image store: the classic one, and containerd's.
@@ -15,6 +16,10 @@ CLASSIC, CONTAINERD = "lab-gpu3", "lab-gpu2"
 BAKED = [CLASSIC, CONTAINERD]
 FEW = [word for name in [BASTION, *BAKED] for word in ("--limit", name)]
 LOCKS = ROOT / "group_data/locks"
+# A store of its own: what the other tests left in theirs would not have to move.
+STORE = "/srv/ways"
+OWN = ("--data", f"model_store={STORE}", "--data", "push_user=hfways")
+BACK = ("tasks/rollback.py", *OWN, *FEW[2:])
 
 
 def model_files(lock: str) -> dict[str, int]:
@@ -24,7 +29,7 @@ def model_files(lock: str) -> dict[str, int]:
 
 def way(delivery: str, version: str, *more: str):
     """Lock and deploy a version of the light service's model one way; -> the deploy's Run."""
-    words = ["--data", f"lock=lab_ways_{delivery}", "--data", f"delivery={delivery}", *more]
+    words = ["--data", f"lock=lab_ways_{delivery}", "--data", f"delivery={delivery}", *OWN, *more]
     hub("refs", {REPO: {"main": refs()[version]}})
     locked = fleet("tasks/lock.py", *words, "--data", "update=true")
     assert locked.code == 0, locked.said[-2000:]
@@ -49,6 +54,8 @@ def baked():
     hub("reset", {})
     for path in LOCKS.glob("lab_ways*"):
         path.unlink()
+    for name in [BASTION, *BAKED]:
+        on(name, f"rm -rf {STORE}")
     return way("bake", "v1")
 
 
@@ -68,14 +75,27 @@ def test_the_same_lock_gives_the_same_layer_on_every_machine(baked):
     assert ids == {found[0]["config"], found[0]["manifest"]}, "the classic store shows one, containerd's the other"
 
 
+def test_the_readmes_dockerfile_makes_an_image_that_needs_no_network_either(baked):
+    release, readme = baked.report["release"], (ROOT / "README.md").read_text()
+    stanza = re.search(r"```dockerfile\n(.*?)```", readme, re.DOTALL).group(1)
+    for theirs, ours in (("docai/backend:1.0", "docai/light:1.0"), ("vidore/colpali-v1.2", REPO)):
+        assert theirs in stanza
+        stanza = stanza.replace(theirs, ours)
+    hub_folder = f"{STORE}/releases/{release}/hub"
+    built = f"docker build -q -t docai/light:stanza -f - {hub_folder} <<'STANZA' 2>&1\n{stanza}\nSTANZA"
+    on(BASTION, built)
+    said = on(BASTION, "docker run --rm --network none docai/light:stanza python3 /app/app.py --embed")
+    assert json.loads(said) == json.loads(on(CLASSIC, f"docker exec {container(CLASSIC)} python3 /app/app.py --embed"))
+
+
 def test_baked_a_new_model_moves_only_its_files_and_goes_back(baked):
     old, before = model_files("lab_ways_bake"), {name: weights(name) for name in BAKED}
     run = way("bake", "v2")
     differs = {sha256: size for sha256, size in model_files("lab_ways_bake").items() if sha256 not in old}
     for name in BAKED:
         assert run.host(name)["moved_bytes"] == sum(differs.values()) < 100_000
-        assert weights(name) != before[name] and current(name) == run.report["release"]
-    back = fleet("tasks/rollback.py", *FEW[2:])
+        assert weights(name) != before[name] and on(name, f"cat {STORE}/current").strip() == run.report["release"]
+    back = fleet(*BACK)
     assert back.code == 0, back.said[-2000:]
     assert {name: weights(name) for name in BAKED} == before
 
@@ -96,8 +116,8 @@ def test_from_one_way_to_another_is_a_release_like_any_other(baked):
     run = way("mount", "v1")
     for name in BAKED:
         assert run.host(name)["state"] == "active" and mounted(name) == ["/models/hf"]
-    assert fleet("tasks/status.py", *FEW[2:]).code == 0
-    back = fleet("tasks/rollback.py", *FEW[2:])
+    assert fleet("tasks/status.py", *OWN, *FEW[2:]).code == 0
+    back = fleet(*BACK)
     assert back.code == 0 and [mounted(name) for name in BAKED] == [[], []]
     assert {name: weights(name) for name in BAKED} == before
 
