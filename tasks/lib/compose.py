@@ -23,6 +23,7 @@ HARDENED = {
 
 def environment(lock: Lock, settings: Settings) -> dict[str, str]:
     """What makes the process read the mount and never the network; it must be there before Python starts."""
+    image_processor = lock.serve.get("image_processor")
     return {
         "HF_HOME": settings.hf_home,
         "HF_HUB_CACHE": f"{settings.hf_home}/hub",
@@ -33,6 +34,7 @@ def environment(lock: Lock, settings: Settings) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "MODEL_ID": lock.served.repo,
         "MODEL_COMMIT": lock.served.commit,
+        **({"IMAGE_PROCESSOR": image_processor} if image_processor else {}),
         **settings.environment,
     }
 

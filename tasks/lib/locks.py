@@ -35,9 +35,11 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
         raise Refused(
             str(path), "was made for other models than the settings ask for", str(wanted), str(dict(lock.asked)), mend
         )
-    for key in ("dtype", "attention", "family", "smoke_command"):
-        if lock.serve.get(key, []) != getattr(settings, key):
-            raise Refused(str(path), f"has another {key}", getattr(settings, key), str(lock.serve.get(key)), mend)
+    serve = {"smoke_command": [], "image_processor": "default", **lock.serve}
+    for key in ("dtype", "attention", "family", "smoke_command", "image_processor"):
+        wanted_here = getattr(settings, key)
+        if serve.get(key) != wanted_here:
+            raise Refused(str(path), f"has another {key}", str(wanted_here), str(serve.get(key)), mend)
     return lock
 
 

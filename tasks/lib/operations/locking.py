@@ -79,6 +79,8 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
     serve |= {"dtype": settings.dtype, "attention": settings.attention}
     if settings.smoke_command:
         serve["smoke_command"] = settings.smoke_command
+    if settings.image_processor != "default":
+        serve["image_processor"] = settings.image_processor
     document = {"format": FORMAT, "asked": wanted, "models": models, "image": dict(image), "serve": serve}
     path, text = locks.lock_path(settings), write(document)
     parse(text, str(path))
