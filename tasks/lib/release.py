@@ -35,7 +35,6 @@ OPTIONAL_NAMES = (
     "chat_template.json",
     "config.json",
     "generation_config.json",
-    "merges.txt",
     "model.safetensors",
     "model.safetensors.index.json",
     "preprocessor_config.json",
@@ -45,7 +44,6 @@ OPTIONAL_NAMES = (
     "tokenizer.model",
     "tokenizer_config.json",
     "video_preprocessor_config.json",
-    "vocab.json",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tasks.lib import compose, settings
+from tasks.lib import compose, release, settings
 
 
 @pytest.fixture
@@ -56,3 +56,10 @@ def test_the_smoke_service_has_no_network_and_no_rights(lock, chosen):
 def test_an_operators_environment_reaches_both(lock, chosen):
     services = made(lock, chosen, environment={"OMP_NUM_THREADS": "2"})
     assert all(service["environment"]["OMP_NUM_THREADS"] == "2" for service in services.values())
+
+
+def test_a_chosen_image_processor_is_told_to_both_and_the_default_to_none(document, lock, chosen):
+    assert all("IMAGE_PROCESSOR" not in service["environment"] for service in made(lock, chosen).values())
+    document["serve"]["image_processor"] = "pil"
+    services = made(release.parse(release.write(document)), chosen)
+    assert all(service["environment"]["IMAGE_PROCESSOR"] == "pil" for service in services.values())
