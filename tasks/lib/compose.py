@@ -27,7 +27,9 @@ HARDENED = {
 
 def environment(lock: Lock, settings: Settings) -> dict[str, str]:
     """What makes the process read the release and never the network, and the operator's own."""
-    return {**offline(lock, settings.hf_home), **_xet(settings), **settings.environment}
+    chosen = lock.serve.get("image_processor")
+    processor = {"IMAGE_PROCESSOR": chosen} if chosen else {}
+    return {**offline(lock, settings.hf_home), **processor, **_xet(settings), **settings.environment}
 
 
 def _xet(settings: Settings) -> dict[str, str]:

@@ -28,7 +28,7 @@ def served(settings: Settings) -> dict[str, Any]:
     """The settings that change what is served, as they stand in a lock; what is its default stands in none."""
     serve: dict[str, Any] = {key: getattr(settings, key) for key in ("family", "dtype", "attention")}
     serve["model"] = settings.models[0].repo
-    for key in ("smoke_command", "delivery"):
+    for key in ("smoke_command", "image_processor", "delivery"):
         if getattr(settings, key) != Settings.model_fields[key].default:
             serve[key] = getattr(settings, key)
     if settings.delivery == "bake":
@@ -50,7 +50,8 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
     serve = served(settings)
     for key in sorted({*serve, *lock.serve}):
         if lock.serve.get(key) != serve.get(key):
-            expected, found = str(serve.get(key, "none")), str(lock.serve.get(key, "none"))
+            usual = Settings.model_fields[key].default if key in Settings.model_fields else "none"
+            expected, found = str(serve.get(key, usual)), str(lock.serve.get(key, usual))
             raise Refused(str(path), f"has another {key} than the settings ask for", expected, found, mend)
     return lock
 

@@ -340,13 +340,17 @@ def space(lock: Lock) -> str:
     """The id of the embedding space, 12 hex: releases with the same id may answer one index.
 
     It is made from what decides a vector: the models' files (weights, tokenizer, processor), which one is served, how it
-    is pooled (family) and its dtype; not from commits, so a commit that changes only a README is the same space.
+    is pooled (family), its dtype and, where one is chosen, its image processor; not from commits, so a commit that changes
+    only a README is the same space.
     """
     files = {
         model.repo: {path: file.sha256 for path, file in model.files.items() if path not in BESIDE}
         for model in lock.models
     }
     decides = {"files": files, **{key: lock.serve.get(key) for key in ("model", "family", "dtype")}}
+    if lock.serve.get("image_processor"):
+        # Where torchvision lacks the model's own filter (ColSmol's Lanczos), a page's vectors move by more than rounding.
+        decides["image_processor"] = lock.serve["image_processor"]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode("ascii")).hexdigest()[:12]
 
 

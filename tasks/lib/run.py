@@ -18,7 +18,7 @@ from tasks.lib.waves import waves
 
 # Settings that waves, gates and the lock go by: a rollout has one of each.
 ROLLOUT = (
-    *("lock", "models", "image", "family", "smoke_command", "dtype", "attention", "delivery"),
+    *("lock", "models", "image", "family", "smoke_command", "dtype", "attention", "image_processor", "delivery"),
     *("waves", "rollback_waves", "max_failed_hosts", "on_failure", "embedding_space_change"),
 )
 

@@ -49,9 +49,10 @@ class Settings(Strict):
     image: str = Field(
         description="the backend image: `docker-daemon:name:tag` of the bastion's engine, or `docker://registry/name:tag`"
     )
-    family: Literal["colpali", "plain"] = Field(
+    family: Literal["colpali", "colqwen2", "colqwen2.5", "colsmol", "plain"] = Field(
         "colpali",
-        description="how the smoke test loads the model; `plain` is any repository, tested by `smoke_command`",
+        description="`colpali`, `colqwen2`, `colqwen2.5`, `colsmol`: how the smoke test loads the model; `plain` is any "
+        "repository, tested by `smoke_command`",
     )
     smoke_command: list[str] = Field(
         [], description="for family `plain`: the command, in the container, that tells whether the model works"
@@ -65,6 +66,12 @@ class Settings(Strict):
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="fixed, as goldens depend on it; part of the release"
+    )
+    image_processor: Literal["default", "torchvision", "pil"] = Field(
+        "default",
+        description="what scales pages (once `use_fast`): `default` is transformers' own choice, which is what an unmodified "
+        "app gets; `torchvision`, `pil`: part of the release and its embedding space, used by the smoke test, and told to "
+        "the service as `IMAGE_PROCESSOR`, which does nothing in an app that does not read it",
     )
 
     hub: str = Field("https://huggingface.co", pattern=r"^https?://", description="the Hub or a mirror of it")

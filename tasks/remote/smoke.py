@@ -3,7 +3,7 @@
     smoke --lock /lock.json [--goldens /goldens.json] [--device auto|cpu|cuda] [--tolerance cuda/bfloat16=0.999,0.99]
 
 Runs where colpali-engine and torch are; HF_HOME is the release. One JSON line on standard output: "ok", "checks" (name,
-ok, detail), "device", "dtype", "attention", "load_seconds", "latency_ms" {"page", "query"} (median of forwards),
+ok, detail), "device", "dtype", "attention", "image_processor" (its class), "load_seconds", "latency_ms" {"page", "query"} (median of forwards),
 "peak_memory_bytes", "versions", "cosine" {"mean", "p1", "min"} against the goldens of class "against",
 "outbound_attempts", "scores" (MaxSim, queries × pages), "embeddings" {"class", "queries": texts, "inputs_sha256",
 "vectors": {"page0": {"shape": [n, 128], "f16": base64}, …}}.

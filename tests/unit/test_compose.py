@@ -81,3 +81,10 @@ def test_online_the_service_waits_for_the_loader_and_reads_its_volume_offline(do
     assert loader["environment"]["HF_HUB_DISABLE_XET"] == backend["environment"]["HF_HUB_DISABLE_XET"] == "1"
     assert yaml.safe_load(text)["volumes"] == {compose.VOLUME: {"name": lock.volume}}
     assert services["smoke"]["network_mode"] == "none" and "depends_on" not in services["smoke"]
+
+
+def test_a_chosen_image_processor_is_told_to_both_and_the_default_to_none(document, lock, chosen):
+    assert all("IMAGE_PROCESSOR" not in service["environment"] for service in made(lock, chosen).values())
+    document["serve"]["image_processor"] = "pil"
+    services = made(release.parse(release.write(document)), chosen)
+    assert all(service["environment"]["IMAGE_PROCESSOR"] == "pil" for service in services.values())

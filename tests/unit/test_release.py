@@ -87,7 +87,7 @@ def test_code_pickles_and_leftovers_are_not_taken(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["model.safetensors", "config.json", "chat_template.jinja", "merges.txt", "tokenizer.model"]
+    "path", ["model.safetensors", "config.json", "chat_template.jinja", "merges.txt", "vocab.json", "tokenizer.model"]
 )
 def test_what_a_model_needs_is_taken(path):
     assert release.taken(path)
@@ -228,6 +228,10 @@ def test_the_embedding_space_is_what_decides_a_vector(document):
     assert changed(document, image__name="docai/backend:2.0") == same
     assert changed(document, serve__attention="eager") == same
     assert changed(document, serve__dtype="float32") != same
+    assert changed(document, serve__image_processor="pil") not in (
+        same,
+        changed(document, serve__image_processor="torchvision"),
+    )
     other = {
         **document["models"][0]["files"],
         "adapter_model.safetensors": {"size": 3, "sha256": "d" * 64, "etag": "d" * 64},

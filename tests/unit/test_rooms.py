@@ -41,16 +41,8 @@ ROOMS = {
 SHIPPED = {"release"} | {path.stem for path in (ROOT / "tasks/remote").glob("*.py")} - {"look", "__main__"}
 REMOTE = {
     "fetch.py": {"huggingface_hub", "tenacity"},
-    "colpali.py": {
-        "huggingface_hub",
-        "colpali_engine",
-        "torch",
-        "transformers",
-        "PIL",
-        "numpy",
-        "peft",
-        "safetensors",
-    },
+    "colpali.py": {"huggingface_hub", "torch", "PIL", "numpy"},
+    "families.py": {"colpali_engine", "transformers"},
 }
 PURE = (
     "tasks/lib/release.py",
