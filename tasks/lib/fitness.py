@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.lib.compose import LOADER, MARKER, SMOKE
-from tasks.lib.release import Lock, blobs, costs, image_blobs, missing, model_blobs, model_files
+from tasks.lib.release import (
+    SIGNERS,
+    Lock,
+    blobs,
+    costs,
+    image_blobs,
+    loose,
+    missing,
+    model_blobs,
+    model_files,
+    sign_command,
+)
 from tasks.lib.settings import Settings
 
 Seen = Mapping[str, Any]
@@ -35,6 +46,7 @@ def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, n
     if not seen.get("python"):
         return ["python3 is missing; expected 3.9 or later. Next: install python3"]
     found = _programs(seen, role) + _store(seen, settings) + _space(seen, settings, lock, role)
+    found += _signers(seen, settings)
     skew = abs(seen["clock"] - now)
     if skew > CLOCK:
         found.append(f"its clock is {skew:.0f} s off the control machine's; expected under {CLOCK} s. Next: set up NTP")
@@ -58,6 +70,25 @@ def _bastion(seen: Seen, lock: Lock | None) -> list[str]:
     if not seen["venv"] and (lock is None or missing(model_blobs(lock), have)):
         found.append("python3 has no venv; fetch runs in one. Next: install python3-venv")
     return found
+
+
+def _signers(seen: Seen, settings: Settings) -> list[str]:
+    if seen["signers"] is None:
+        put = f"its administrator writes {SIGNERS} (README, Signatures), or `sign` False"
+        return [f"has no {SIGNERS}, and `sign` is on. Next: {put}"] if settings.sign else []
+    found = []
+    if odd := loose(seen["signers"]):
+        mend = "chown root and chmod go-w, that file and the directories above it"
+        found.append(f"{SIGNERS} can be changed by others than root: {odd}. Next: {mend}")
+    if not seen["ssh_keygen"]:
+        found.append("ssh-keygen is missing; it checks signatures. Next: install OpenSSH's client")
+    return found
+
+
+def unsigned(files: Sequence[str]) -> list[str]:
+    """`files` of the release have no signature in git: a host that has its list of signers takes no release without."""
+    found = f"{SIGNERS} asks for signatures, and there is none of {' and '.join(files)}"
+    return [f"{found}. Next: {sign_command(*files)}"] if files else []
 
 
 def _programs(seen: Seen, role: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]{0,200}")
 ROLES = ("adapter", "base", "full")
 # How a release reaches the service: the host's cache mounted, a layer of the image, or loaded by the host itself.
 DELIVERIES = ("mount", "bake", "online")
+# Who may sign, by ssh-keygen's ALLOWED SIGNERS. No setting: who could change the path could point it at nothing.
+SIGNERS = "/etc/hf-offline/allowed_signers"
+NAMESPACE = "hf-offline"
 
 # Weights as safetensors and plain data only: a pickle or a .py file is code that would run on a GPU host.
 TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -67,6 +71,27 @@ def say(error: Mapping[str, str]) -> str:
     text += f". Next: {error['next']}" if error.get("next") else ""
     # The words may be a container's or a Hub's: nothing in them may steer a terminal.
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+# ---------------------------------------------------------------------------------------------------- who may sign
+
+
+def sign_command(*paths: str) -> str:
+    """The command that signs files; it writes PATH.sig beside each."""
+    return f"ssh-keygen -Y sign -n {NAMESPACE} -f KEY {' '.join(paths)}"
+
+
+def loose(parts: Iterable[tuple[str, int, int]]) -> str:
+    """ "" or who else than root can change a file: (path, owner, mode) of it and then of each directory above it.
+
+    A sticky directory (/tmp) is no way in: what is root's there, nobody else renames.
+    """
+    for number, (path, owner, mode) in enumerate(parts):
+        plain = stat.S_ISDIR(mode) if number else stat.S_ISREG(mode)
+        sticky = number and mode & stat.S_ISVTX
+        if not plain or owner != 0 or (mode & 0o022 and not sticky):
+            return f"{path} of uid {owner}, {stat.filemode(mode)}"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------- names from a Hub

@@ -144,6 +144,9 @@ class Settings(Strict):
         "stop", description="after too many failed hosts: earlier switches stay, or those of the wave, or all, go back"
     )
     rollback_waves: list[Wave] = Field(["100%"], min_length=1, description="as `waves`, for tasks/rollback.py")
+    sign: bool = Field(
+        False, description="stop where lock and goldens are not signed, or a host does not say who may sign"
+    )
     embedding_space_change: Literal["refused", "mixed-accepted"] = Field(
         "refused", description="whether waves may serve two embedding spaces for a while"
     )

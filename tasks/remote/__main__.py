@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-PROGRAMS = ("engine", "fetch", "lease", "online", "prune", "push", "setup", "smoke", "store", "switch")
+PROGRAMS = ("engine", "fetch", "lease", "online", "prune", "push", "setup", "signed", "smoke", "store", "switch")
 
 if __name__ == "__main__":
     program = sys.argv[1] if len(sys.argv) > 1 else ""

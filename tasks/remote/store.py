@@ -21,6 +21,7 @@ import time
 
 import layout
 import release
+import signed
 import volume
 from files import answered, digests, keep, locked, now, read, sync, write
 from release import Refused
@@ -87,8 +88,12 @@ def nobody_writes(user, within=10):
         time.sleep(0.2)
 
 
-def admit(store, lock, user):
-    """incoming/ -> blobs/, each byte hashed here against the lock; then the release. Missing, changed, extra: no."""
+def admit(store, lock, user, signers=release.SIGNERS):
+    """incoming/ -> blobs/, each byte hashed here against the lock; then the release. Missing, changed, extra: no.
+
+    Nor does anything move for a lock that is not signed, where this machine asks for signatures.
+    """
+    signed.check_lock(store, lock.id, signers)
     wanted = release.blobs(lock)
     lacking = release.missing(wanted, held(store, wanted))
     incoming, taken = os.path.join(store, "incoming"), os.path.join(store, "taken")
@@ -245,6 +250,7 @@ def main(argv):
     parser.add_argument("--store", required=True)
     parser.add_argument("--user", default="")
     parser.add_argument("--sample", type=int, default=100)
+    parser.add_argument("--signers", default=release.SIGNERS)
     args = parser.parse_args(argv)
     os.umask(0o022)
     return answered(lambda: run(args), args.store)
@@ -255,4 +261,6 @@ def run(args):
         lock = release.parse(sys.stdin.read(), "the lock from the controller")
         if args.verb == "verify":
             return verify(args.store, lock, args.sample)
-        return {"ready": ready, "admit": admit}[args.verb](args.store, lock, args.user)
+        if args.verb == "admit":
+            return admit(args.store, lock, args.user, args.signers)
+        return ready(args.store, lock, args.user)

@@ -25,10 +25,11 @@ import subprocess
 import sys
 import time
 
+import signed
 from files import answered, held, locked, now, read, remove, write
 from probe import probe
 from records import Records
-from release import Refused
+from release import SIGNERS, Refused
 from service import MARKER, Service, docker, ghost, restart_engine
 
 WAIT = 0.1  # seconds between looks for the confirmation
@@ -91,6 +92,7 @@ def activate(args, ask, tell):
     refuse_frozen(records)
     recovered = recover(records)
     refuse_frozen(records)
+    signed.check(args.store, args.release, args.signers)
     candidate = os.path.join(args.store, "state", args.release, "compose.override.yaml")
     check_before(records, service, args.release, candidate)
     old, was, in_place = records.current(), service.container(), read(service.override)
@@ -340,6 +342,7 @@ def main(argv):
     parser.add_argument("--soak", type=float, default=0)
     parser.add_argument("--confirm", type=float, default=60)
     parser.add_argument("--recreate", action="store_true")
+    parser.add_argument("--signers", default=SIGNERS)
     args = parser.parse_args(argv)
     os.umask(0o022)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost connection is no reason to stop in the middle

@@ -12,9 +12,10 @@ from gevent.lock import BoundedSemaphore
 from pyinfra import host, logger, state
 from pyinfra.api import operation
 
-from tasks.lib import compose, fitness, fleet, report, standing
+from tasks.lib import compose, fitness, fleet, locks, report, standing
 from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.display import Pushes
+from tasks.lib.operations import signing
 from tasks.lib.release import Lock, Refused, blobs
 from tasks.lib.settings import Settings
 
@@ -30,10 +31,11 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
         return
     need, total = fitness.lacking(seen, lock), sum(blobs(lock).values())
     report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
-    text = compose.override(lock, settings, tool_path(settings), goldens.has(lock))
-    whole = standing.staged(seen, lock, text)
+    golden = goldens.has(lock)
+    text = compose.override(lock, settings, tool_path(settings), golden)
+    whole = standing.staged(seen, lock, text, locks.signatures(settings, golden))
     old = standing.stale(seen, lock, settings, fleet.now()) and not standing.active(seen, settings, lock, text)
-    if whole and not old and not settings.verify and goldens.has(lock):
+    if whole and not old and not settings.verify and golden:
         about = seen["store"]["states"][lock.id]
         tell(host, about["smoke"])
         report.record(host.name, staged=True, state="ready", verified=about["verified"]["at"])
@@ -51,6 +53,7 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
 def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again: bool) -> bool:
     document = json.dumps(lock.document)
     set_up_host(target, settings)
+    signing.bring(target, settings, lock)
     if again:
         checked = expect(call(target, "store", "verify", document=document, deadline=3600))
         damaged = checked["damaged"]
