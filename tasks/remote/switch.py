@@ -55,8 +55,8 @@ def refuse_frozen(records):
 def check_before(records, service, release_id, candidate):
     """Everything that can be known before anything changes: release, image, override, Compose's own opinion."""
     root = os.path.join(records.store, "releases", release_id)
-    if not os.path.isdir(os.path.join(root, "hub")):
-        raise Refused(root, "is not built", "an admitted release", "no directory", "deploy.py")
+    if not os.path.isfile(os.path.join(root, "lock.json")):
+        raise Refused(root, "is not built", "an admitted release", "no lock.json in it", "deploy.py")
     if read(candidate) is None:
         raise Refused(candidate, "does not exist", "an override whose smoke test passed", "no file", "deploy.py")
     in_place = read(service.override)
