@@ -138,6 +138,9 @@ def mirror():
     lab.run("docker", "network", "connect", "--ip", "10.77.2.5", lab.AIRGAP[0], "lab-hub")
     serve = "exec python3 /lab/hub.py --root /lab/data --port 8000 --cdn-port 8001"
     lab.run("docker", "exec", "-d", "lab-hub", "sh", "-c", serve)
+    empty = "docker ps -aq --filter name=hf-model | xargs -r docker rm -f; docker volume ls -q | grep hf-offline | xargs -r docker volume rm"
+    for name in (BASTION, GPU1):
+        on(name, empty)
     until("the mirror answers", lambda: lab.answers("docker", "exec", GPU1, "curl", "-fsS", f"{MIRROR}/_lab/log"))
     yield
     lab.run("docker", "restart", "-t", "1", "lab-hub")
