@@ -6,11 +6,14 @@
 """
 
 from pyinfra import host, state
+from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import fleet, report, run
+from tasks.lib import fleet, locks, report, run
 from tasks.lib.operations import checking, locking
 
 settings = run.open_run()
+if settings.source == "bundle" and not settings.accept_goldens_from:
+    raise PyinfraError(f"no Hub here: the lock is the bundle's. Next: cp lock.json {locks.lock_path(settings)}")
 bastion = fleet.bastion().name
 report.install(
     state, {settings.accept_goldens_from or bastion: "gpu" if settings.accept_goldens_from else "bastion"}, None

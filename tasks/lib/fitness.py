@@ -16,9 +16,10 @@ from tasks.lib.release import (
     missing,
     model_blobs,
     model_files,
+    parts,
     sign_command,
 )
-from tasks.lib.settings import Settings
+from tasks.lib.settings import Settings, in_bytes
 
 Seen = Mapping[str, Any]
 MARGIN = 64 << 20  # bytes left over on a filesystem: logs and the store's own records must still fit
@@ -51,7 +52,7 @@ def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, n
     if skew > CLOCK:
         found.append(f"its clock is {skew:.0f} s off the control machine's; expected under {CLOCK} s. Next: set up NTP")
     if role == "bastion":
-        found += _bastion(seen, lock)
+        found += _bundle(seen, settings, lock) if settings.source == "bundle" else _bastion(seen, lock)
     if role == "gpu":
         found += _stack(seen, settings) + _gpus(seen, settings)
         for target in seen["egress"] if settings.delivery != "online" else []:
@@ -89,6 +90,57 @@ def unsigned(files: Sequence[str]) -> list[str]:
     """`files` of the release have no signature in git: a host that has its list of signers takes no release without."""
     found = f"{SIGNERS} asks for signatures, and there is none of {' and '.join(files)}"
     return [f"{found}. Next: {sign_command(*files)}"] if files else []
+
+
+def _bundle(seen: Seen, settings: Settings, lock: Lock | None) -> list[str]:
+    """What is wrong with the drive that this bastion gets its release from; nothing, where the store has all of it."""
+    if lock is None or not lacking(seen, lock):
+        return []
+    drive = seen["bundle"]
+    mend = f"mount the drive at {settings.bundle}"
+    if drive["release"] is None:
+        found = "a directory without it, as a writing that was cut off leaves" if drive["exists"] else "no directory"
+        return [f"{settings.bundle}/bundle.json is missing; found {found}. Next: {mend}, or write the bundle again"]
+    if drive["release"] != lock.id:
+        mend = f"the right drive, or cp {settings.bundle}/lock.json group_data/locks/{settings.lock}.json"
+        return [
+            f"{settings.bundle} holds release {str(drive['release'])[:12]!a}; expected {lock.short}, the lock's. Next: {mend}"
+        ]
+    return []
+
+
+def split(carried: Mapping[str, int], settings: Settings) -> list[int]:
+    """The sizes of the parts that these blobs are in a bundle."""
+    at_most = in_bytes(settings.bundle_part_size)
+    return [size for blob, whole in carried.items() for _, _, size in parts(blob, whole, at_most)]
+
+
+def fits(carried: Mapping[str, int], extra: Mapping[str, int], settings: Settings) -> tuple[bool, str]:
+    """Whether these blobs and files go on a drive of `bundle_capacity`, and the line that says so."""
+    sizes = [*split(carried, settings), *extra.values()]
+    # A file is rounded up to the cluster: 128 KiB at most on FAT32 and exFAT of common drives. Their tables: 0.5 %.
+    good = sum(sizes) * 1.005 + len(sizes) * (128 << 10) <= in_bytes(settings.bundle_capacity)
+    drive = f"{settings.bundle_capacity[:-2]} {settings.bundle_capacity[-2:]}"
+    return good, f"fits on {drive}: {'yes' if good else 'no'}, {size(sum(sizes))}"
+
+
+def unwritable(
+    seen: Seen | None, settings: Settings, carried: Mapping[str, int], extra: Mapping[str, int]
+) -> list[str]:
+    """Why this bundle cannot be written to the drive at the bastion, before a byte of it is fetched; [] is fine."""
+    good, line = fits(carried, extra, settings)
+    found = [] if good else [f"{line}. Next: a larger drive and `bundle_capacity`, or the far side's have.json"]
+    drive = (seen or {}).get("bundle")
+    if not drive:
+        return found
+    if not drive["exists"]:
+        return [*found, f"{settings.bundle} is not there. Next: mount the drive, or mkdir"]
+    there = sum((drive["parts"] or {}).values())  # an earlier bundle's parts stay, or make room
+    need = sum(carried.values()) + sum(extra.values()) - there
+    if need > drive["free_bytes"]:
+        free = f"{size(drive['free_bytes'])} free on {drive['mount']}"
+        found.append(f"{settings.bundle}: needs {size(need)}, {free}. Next: free some, a larger drive, or have.json")
+    return found
 
 
 def _programs(seen: Seen, role: str) -> list[str]:
@@ -132,9 +184,9 @@ def _space(seen: Seen, settings: Settings, lock: Lock | None, role: str) -> list
     if lock is None or seen["store"]["blobs"] is None:
         return []
     need = missing(blobs(lock), seen["store"]["blobs"])
-    incoming = seen["store"]["incoming"] or {}
+    incoming = {**(seen["store"]["incoming"] or {}), **(seen["store"]["fetching"] or {})}
     wanted = sum(need.values()) - sum(min(incoming.get(name, 0), count) for name, count in need.items())
-    if role == "bastion":
+    if role == "bastion" and settings.source == "hub":
         wanted += max((model_blobs(lock).get(name, 0) for name in need), default=0)  # a file that is fetched again
     disks = [(settings.model_store, seen["store_filesystem"], wanted, 3 * len(need) + 200)]
     if seen["docker"] and lock.tag not in seen["docker"]["images"]:

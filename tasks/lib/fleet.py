@@ -42,14 +42,14 @@ def bastion() -> Any:
 
 def out_of_service() -> dict[str, str]:
     """{host: reason} of the GPU hosts that are left out of everything until their `out_of_service` is taken away."""
-    every = [h for h in inventory.get_group("gpu_hosts") if state.is_host_in_limit(h)]
+    every = [h for h in inventory.get_group("gpu_hosts", []) if state.is_host_in_limit(h)]
     return {h.name: str(h.data.get("out_of_service")) for h in every if h.data.get("out_of_service")}
 
 
 def targets() -> list[Any]:
     """The GPU hosts of this run, in the inventory's order."""
     away = out_of_service()
-    found = [h for h in inventory.get_group("gpu_hosts") if state.is_host_in_limit(h) and h.name not in away]
+    found = [h for h in inventory.get_group("gpu_hosts", []) if state.is_host_in_limit(h) and h.name not in away]
     if not found and not away and not state.is_host_in_limit(bastion()):
         raise PyinfraError("no host of this inventory is meant; is there a typing error in --limit?")
     return found

@@ -107,6 +107,8 @@ def fits(path: str, data: bytes) -> None:
 def read_lock(settings: Settings, inventory: str) -> Lock:
     """The lock that git holds, held against the settings; one clear error without it."""
     path, mend = lock_path(settings), f"pyinfra -y {inventory} tasks/lock.py"
+    if settings.source == "bundle":
+        mend = f"cp lock.json {path}, from the bundle"
     if not path.exists():
         raise Refused(str(path), "does not exist", "a lock", "no file", mend)
     lock = parse(path.read_text(encoding="utf-8"), str(path))

@@ -434,6 +434,14 @@ def costs(lock: Lock) -> dict[str, dict[str, int]]:
     }
 
 
+def parts(blob: str, size: int, at_most: int) -> list[tuple[str, int, int]]:
+    """[(name, offset, size)] of the files that a blob is in a bundle: itself, or pieces of `at_most` bytes in order."""
+    if size <= at_most:
+        return [(blob, 0, size)]
+    offsets = range(0, size, at_most)
+    return [(f"{blob}.{i:03d}", offset, min(at_most, size - offset)) for i, offset in enumerate(offsets)]
+
+
 def names(lock: Lock, sha256: str) -> str:
     """What people call a blob: the files that it is (`owner/name: path`), for messages."""
     found = [f"{m.repo}: {path}" for m in lock.models for path, f in m.files.items() if f.sha256 == sha256]

@@ -34,7 +34,7 @@ FORMAT = 2
 FOLDER = Path("reports")
 GOOD = (
     *("active", "ready", "unchanged", "proven", "fit", "would change", "locked", "as locked", "same"),
-    *("out of service", "in order", "empty", "intact", "pruned", "unlocked"),
+    *("out of service", "in order", "empty", "intact", "pruned", "unlocked", "written"),
 )
 # Where a run may be on its way to something else: good news only if it came to its end.
 ON_THE_WAY = ("fit", "ready", "would change")
@@ -53,10 +53,12 @@ FIELDS = (
     ),
     *("cosine", "latency_ms", "outbound_attempts", "seconds", "switch_seconds", "versions", "phases", "container"),
     *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
-    "loaded_bytes",
+    *("loaded_bytes", "bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
+# The hosts that the report has called failed.
+FAILED: list[str] = []
 
 Cell = tuple[str, str, Callable[[dict[str, Any]], str]]
 Plan = Callable[[], list[list[str]]]
@@ -120,6 +122,18 @@ PRUNE: Sequence[Cell] = (
     count("freed in the store", "freed_bytes"),
     count("freed in Docker", "docker_freed_bytes"),
 )
+BUNDLE: Sequence[Cell] = (
+    text("state", "state"),
+    text("release", "release", 12),
+    count("bundle", "bundle_bytes"),
+    ("parts", "right", lambda row: "-" if row["bundle_parts"] is None else str(row["bundle_parts"])),
+    count("written", "written_bytes"),
+)
+HAVE: Sequence[Cell] = (
+    text("state", "state"),
+    ("blobs", "right", lambda row: "-" if row["blob_count"] is None else str(row["blob_count"])),
+    count("hashed", "hashed_bytes"),
+)
 
 
 KEPT = ("state", "release")
@@ -169,8 +183,9 @@ class Report(BaseStateCallback):
             "costs": self.costs,
             "retry": None if good else shlex.join(["pyinfra", *[a for a in told(sys.argv[1:]) if a != "--dry"]]),
         }
-        # A --dry that found a host wanting, or a refusal that no operation raised, is no success either.
+        # A refusal that no operation raised is no success either; nor is a --dry that found a host wanting (config.py).
         self.state.failed_hosts |= {self.state.inventory.get_host(name) for name in failed}
+        FAILED.extend(failed)
         where = save(document, self.rollout and not dry())
         show(document, failed, self.columns, where)
         return good

@@ -90,6 +90,8 @@ def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
     settings: Settings = report.RESULTS[host.name]["settings"]
     role = "bastion" if host.name == fleet.bastion().name else "gpu"
     ask: dict[str, Any] = {"store": settings.model_store, "push_user": settings.push_user, "signers": SIGNERS}
+    if role == "bastion" and settings.bundle:
+        ask["bundle"] = settings.bundle
     if role == "gpu":
         ask |= {
             "stack": settings.stack,
@@ -163,5 +165,5 @@ def plan(sizes: Any) -> list[list[str]]:
 def whole_fleet_at_once(plan: list[list[str]]) -> bool:
     """Whether one wave takes every GPU host there is: then no index is ever answered by two releases."""
     away = fleet.out_of_service()
-    every = {each.name for each in inventory.get_group("gpu_hosts")} - set(away)
+    every = {each.name for each in inventory.get_group("gpu_hosts", [])} - set(away)
     return len(plan) == 1 and set(plan[0]) == every

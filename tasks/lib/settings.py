@@ -20,6 +20,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]{0,62}$")]
 Size = Annotated[int, Field(gt=0)]
 Seconds = Annotated[int, Field(gt=0, le=7 * 86400)]
 Wave = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=r"^(100|[1-9]\d?)%$")]
+# Decimal, as drives are sold. FAT32 has files up to 4 GiB − 1.
+Bytes = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,5}(\.\d{1,3})?(kB|MB|GB|TB)$")]
+FAT32 = (4 << 30) - 1
 Target = Annotated[str, StringConstraints(pattern=r"^[\w.:\[\]-]+:\d{1,5}$")]
 # What pyinfra itself reads from host data.
 PYINFRA = ("ssh_", "docker_", "_", "fake_")
@@ -86,7 +89,23 @@ class Settings(Strict):
     ca_bundle: AbsolutePath | None = Field(
         None, description="delivery `online`: the host's CA bundle, where the mirror's certificate is a private one's"
     )
-    fetch_deadline: Seconds = Field(14400, description="seconds for all downloads together")
+    fetch_deadline: Seconds = Field(
+        14400, description="seconds for all downloads together, and for a bundle's writing or taking"
+    )
+    source: Literal["hub", "bundle"] = Field(
+        "hub", description="where the bastion gets a release from; `bundle`, where no wire crosses: from a drive"
+    )
+    bundle: AbsolutePath | None = Field(
+        None, description="the bundle's directory on the bastion: a mounted drive, as `/media/stick`"
+    )
+    bundle_part_size: Bytes = Field(
+        "1GB",
+        description="larger blobs are split; FAT32 takes files below 4 GiB, and one part is what is written again",
+    )
+    bundle_capacity: Bytes = Field("64GB", description="the size of the drive that will carry the bundle")
+    bundle_python: str = Field(
+        "3.11", pattern=r"^3\.[1-9]\d$", description="the far control machine's Python, for the wheels in the bundle"
+    )
 
     model_store: AbsolutePath = Field("/srv/models", description="the store's path, on the bastion and on each host")
     store_is_mount: bool = Field(
@@ -168,6 +187,7 @@ class Settings(Strict):
     lease: str = Field("", pattern=r"^(x[0-9a-f]{8})?$", description="for tasks/unlock.py: the lease's id")
     sample: Annotated[int, Field(ge=1, le=100)] = Field(100, description="for tasks/verify.py: percent of the blobs")
     accept_goldens_from: str = Field("", description="for tasks/lock.py: the host whose embeddings become goldens")
+    have: str = Field("", description="for tasks/bundle.py: the far side's have.json; what it names stays at home")
 
 
 def check(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
@@ -206,8 +226,15 @@ def _check_words(settings: Settings, origin: Mapping[str, str]) -> None:
     if scheme not in ("docker-daemon", "docker", "oci", "docker-archive") or not IMAGE.fullmatch(name.lstrip("/")):
         expected = "docker-daemon:name:tag, docker://registry/name:tag or docker://registry/name:tag@sha256:…"
         raise Refused(origin["image"], "image is no image source", expected, repr(settings.image), "README, Settings")
-    for key in ("model_store", "stack", "hf_home"):
-        path = getattr(settings, key)
+    if in_bytes(settings.bundle_part_size) > FAT32:
+        expected, found = f"at most {FAT32} bytes, which FAT32 takes", settings.bundle_part_size
+        raise Refused(origin["bundle_part_size"], "bundle_part_size is too large", expected, found, "README, Settings")
+    if settings.source == "bundle" and not settings.bundle:
+        raise Refused(
+            origin["source"], "source bundle needs the bundle's directory", "bundle", "none", "README, Settings"
+        )
+    for key in ("model_store", "stack", "hf_home", "bundle"):
+        path = getattr(settings, key) or "/none"
         if set(path.split("/")[1:]) & {"", ".", ".."}:
             where = origin.get(key, "group_data/all.py")
             raise Refused(where, f"{key} is no plain path", "/a/b without . and ..", repr(path), "README, Settings")
@@ -217,6 +244,12 @@ def image_name(source: str) -> str:
     """The plain name and tag of an image source: what the stack's compose file calls it."""
     name = source.partition(":")[2].removeprefix("//").partition("@")[0]
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def in_bytes(text: str) -> int:
+    """`64GB` as bytes."""
+    number, unit = text[:-2], text[-2:]
+    return int(float(number) * 1000 ** (1 + ("kB", "MB", "GB", "TB").index(unit)))
 
 
 def table() -> str:

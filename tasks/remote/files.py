@@ -28,12 +28,16 @@ def sync(folder):
 
 
 def write(path, text, mode=0o644):
-    """Stage, fsync, rename: nobody ever sees half a file, and a power cut leaves the old or the new one."""
+    """Stage, fsync, rename: nobody ever sees half a file, and a power cut leaves the old or the new one.
+
+    `mode` None is for a drive whose filesystem knows no modes.
+    """
     staged = f"{path}.new"
     with open(staged, "w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
-        os.fchmod(file.fileno(), mode)
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
     os.rename(staged, path)
     sync(os.path.dirname(path))

@@ -3,7 +3,7 @@
 Sent as text over ssh (a fact may not write), so it imports the standard library alone. What it cannot read it says as
 null with a reason in "unreadable"; it never guesses. Whether what it sees is enough is decided by lib/fitness.py.
 
-The argument is one JSON object: {"store", "stack", "project", "service", "egress": ["host:port", …], "signers"}.
+The argument is one JSON object: {"store", "stack", "project", "service", "egress": ["host:port", …], "signers", "bundle"}.
 """
 
 from __future__ import annotations
@@ -222,6 +222,13 @@ def sizes(directory):
         return None
 
 
+def bundle(path):
+    """The directory of a bundle: its filesystem, its parts' sizes, and which release bundle.json, written last, names."""
+    about = parsed(read(os.path.join(path, "bundle.json")))
+    found = about.get("release") if isinstance(about, dict) else None
+    return {**filesystem(path), "parts": sizes(os.path.join(path, "parts")), "release": found}
+
+
 def store(path):
     releases, states = os.path.join(path, "releases"), os.path.join(path, "state")
     try:
@@ -244,6 +251,7 @@ def store(path):
     return {
         "blobs": sizes(os.path.join(path, "blobs")),
         "incoming": sizes(os.path.join(path, "incoming")),
+        "fetching": sizes(os.path.join(path, "fetch")),
         "releases": built,
         "states": about,
         "locks": {name: read(os.path.join(releases, name, "lock.json")) for name in built or []},
@@ -285,6 +293,8 @@ def main(argv):
         "store": store(ask["store"]),
         "egress": reached(ask.get("egress") or []),
     }
+    if ask.get("bundle"):
+        seen["bundle"] = bundle(ask["bundle"])
     if ask.get("stack"):
         seen["stack"] = stack(ask["stack"], ask["service"])
         project = ask.get("project") or seen["stack"].get("project")

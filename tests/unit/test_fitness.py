@@ -33,6 +33,7 @@ SEEN = {
     "store": {
         "blobs": {},
         "incoming": {},
+        "fetching": {},
         "releases": [],
         "states": {},
         "current": None,

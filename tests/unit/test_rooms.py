@@ -40,6 +40,7 @@ ROOMS = {
 # it, as of Python 3.9. look.py goes as text before anything is there, so it imports nothing of ours at all.
 SHIPPED = {"release"} | {path.stem for path in (ROOT / "tasks/remote").glob("*.py")} - {"look", "__main__"}
 REMOTE = {
+    "wheels.py": {"packaging"},
     "fetch.py": {"huggingface_hub", "tenacity"},
     "colpali.py": {"huggingface_hub", "torch", "PIL", "numpy"},
     "families.py": {"colpali_engine", "transformers"},

@@ -1,0 +1,35 @@
+"""Write the locked release to a drive, where no wire crosses the gap: pyinfra -y INVENTORY tasks/bundle.py
+
+--dry                     whether it fits, and what it would hold
+--data have=PATH          the far side's have.json (tasks/have.py there): what it names stays at home
+--data bundle=/media/stick
+
+Fetches and proves what the bastion lacks, then writes to `bundle` there: blobs, lock, goldens, this tool and its wheels.
+"""
+
+from pyinfra import host, state
+from pyinfra.api.exceptions import PyinfraError
+
+from tasks.lib import fitness, fleet, locks, report, run
+from tasks.lib.operations import bundling
+from tasks.lib.operations.checking import preflight
+from tasks.lib.operations.fetching import fetch, prove
+from tasks.lib.release import blobs, missing
+
+settings = run.open_run()
+if not settings.bundle:
+    raise PyinfraError("tasks/bundle.py needs the drive's directory on the bastion. Next: --data bundle=/media/stick")
+lock = run.refuse(locks.read_lock, settings, run.inventory_name())
+goldens = locks.Goldens(settings)
+have, have_at = run.refuse(bundling.read_have, settings.have)
+extra = run.refuse(bundling.extra, lock, goldens)
+bastion = fleet.bastion().name
+report.install(state, {bastion: "bastion"}, lock.id, report.BUNDLE)
+
+if host.name == bastion:
+    problems = run.look(lock)
+    problems += fitness.unwritable(report.RESULTS[bastion]["seen"], settings, missing(blobs(lock), have), extra)
+    preflight(name="Preflight", problems=problems)
+    fetch(name="Fetch", lock=lock, settings=settings)
+    prove(name="Prove", lock=lock, settings=settings, goldens=goldens)
+    bundling.bundle(name="Bundle", lock=lock, settings=settings, goldens=goldens, have=have, have_at=have_at)
