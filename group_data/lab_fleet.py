@@ -18,4 +18,7 @@ soak = 0
 health_deadline = 30
 confirm_deadline = 20
 embedding_space_change = "mixed-accepted"
+bundle = "/srv/stick"
+bundle_part_size = "20MB"
+bundle_python = "3.13"
 probe = {"url": "http://127.0.0.1:8100/embed", "body": {"query": "{query}"}, "answer": "embedding"}

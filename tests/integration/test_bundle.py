@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
 import release
 
+from tasks.lib.operations import bundling
+from tasks.lib.release import Refused
 from tests.integration.conftest import Machine
 
 pytestmark = pytest.mark.integration
@@ -380,6 +384,30 @@ def test_a_blob_of_another_size_is_not_had(bastion, stick, document, contents):
     have[victim] += 1
     write(bastion, stick, document, have=have)
     assert pieces(stick) == [victim]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 2, "at": "", "blobs": {}}', '{"format": 1, "at": "", "blobs": {"../x": 1}}']
+)
+def test_what_is_no_have_json_is_refused(tmp_path, text):
+    path = tmp_path / "have.json"
+    with pytest.raises(Refused, match="cannot be read"):
+        bundling.read_have(str(path))
+    path.write_text(text)
+    with pytest.raises(Refused, match=r"is no have\.json of format 1"):
+        bundling.read_have(str(path))
+    path.write_text(json.dumps({"format": 1, "at": "now", "blobs": {"a" * 64: 3}}))
+    assert bundling.read_have(str(path)) == ({"a" * 64: 3}, "now")
+
+
+def test_the_tools_archive_is_the_same_each_time_and_holds_the_last_commit():
+    first = bundling.archive()
+    bundling.archive.cache_clear()
+    assert bundling.archive() == first
+    with tarfile.open(fileobj=io.BytesIO(first)) as archive:
+        names = archive.getnames()
+    assert {"hf-offline/deploy.py", "hf-offline/requirements.txt", "hf-offline/tasks/remote/fetch.py"} <= set(names)
+    assert all(name.startswith("hf-offline") for name in names)
 
 
 # --------------------------------------------------------------------------------------------------------------- space

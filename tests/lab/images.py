@@ -87,8 +87,10 @@ def build(image: str, folder: Path, *more: Path) -> None:
     print(f"lab: image {image}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         context = Path(name)
-        for path in [*files, *more]:
+        for path in files:
             shutil.copy(path, context / path.name)
+        for path in more:  # two may have the same name
+            shutil.copy(path, context / "-".join(path.relative_to(ROOT).parts))
         bundle = Path(
             os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
         )
@@ -116,6 +118,6 @@ def pip_settings() -> str:
 
 def all_images() -> None:
     base()
-    build(HOST, HERE / "host", ROOT / "tasks/remote/requirements.txt")
+    build(HOST, HERE / "host", ROOT / "tasks/remote/requirements.txt", ROOT / "requirements.txt")
     build(BACKEND, HERE / "backend")
     build(LIGHT, HERE / "light")

@@ -211,3 +211,76 @@ def test_the_bastion_must_be_able_to_fetch_unless_it_has_everything(chosen, lock
     assert any(said in line for line in fitness.unfit(seen, chosen, lock, "bastion", NOW))
     seen["store"]["blobs"] = release.blobs(lock)
     assert fitness.unfit(seen, chosen, lock, "bastion", NOW) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ the stick
+
+
+@pytest.fixture
+def far(chosen):
+    return chosen.model_copy(update={"source": "bundle", "bundle": "/media/stick"})
+
+
+def drive(release_id=None, exists=True, free=10**12, parts=None):
+    return {"exists": exists, "release": release_id, "free_bytes": free, "parts": parts, "mount": "/media/stick"}
+
+
+def test_a_bastion_with_a_bundle_needs_neither_skopeo_nor_venv(seen, far, lock):
+    seen |= {"skopeo": None, "venv": False, "bundle": drive(lock.id)}
+    assert complaints(seen, far, lock, "bastion") == []
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (drive(exists=False), "bundle.json is missing; found no directory"),
+        (drive(), "a directory without it"),
+        (drive("f" * 64), "holds release 'ffffffffffff'"),
+    ],
+)
+def test_a_drive_that_is_not_the_locks_is_named(seen, far, lock, found, says):
+    seen["bundle"] = found
+    (line,) = complaints(seen, far, lock, "bastion")
+    assert says in line and "Next: " in line
+    seen["store"]["blobs"] = release.blobs(lock)
+    assert complaints(seen, far, lock, "bastion") == [], "a store that has everything needs no drive"
+
+
+def test_what_a_take_left_half_done_counts_as_room(seen, far, lock):
+    seen |= {"bundle": drive(lock.id)}
+    seen["docker"]["images"] = [lock.image.tag]
+    most = sum(release.blobs(lock).values())
+    seen["store_filesystem"]["free_bytes"] = fitness.MARGIN + most - 700
+    assert "needs" in complaints(seen, far, lock, "bastion")[0]
+    layer = lock.image.layers[0].sha256
+    seen["store"]["fetching"] = {layer: 700}
+    assert complaints(seen, far, lock, "bastion") == []
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("capacity", "carried", "line"),
+    [
+        ("64GB", {"a": 3 * GB, "b": GB // 10}, "fits on 64 GB: yes, 3.1 GB"),
+        ("3GB", {"a": 3 * GB}, "fits on 3 GB: no, 3.0 GB"),
+        ("1.5GB", {str(i): 1 for i in range(12000)}, "fits on 1.5 GB: no, 12.0 kB"),
+    ],
+)
+def test_whether_a_bundle_fits(chosen, capacity, carried, line):
+    assert fitness.fits(carried, {}, chosen.model_copy(update={"bundle_capacity": capacity}))[1] == line
+
+
+def test_the_parts_of_a_bundle(chosen):
+    small = chosen.model_copy(update={"bundle_part_size": "1kB"})
+    assert fitness.split({"a": 2500, "b": 1000, "c": 0}, small) == [1000, 1000, 500, 1000, 0]
+
+
+def test_a_drive_that_cannot_take_the_bundle_is_named_before_anything_is_fetched(seen, far):
+    seen["bundle"] = drive(free=500)
+    assert "needs 1.0 kB, 500 B free on /media/stick" in fitness.unwritable(seen, far, {"a": 1000}, {})[0]
+    seen["bundle"]["parts"] = {"a": 600}
+    assert fitness.unwritable(seen, far, {"a": 1000}, {}) == [], "what is there already needs no room"
+    seen["bundle"] = drive(exists=False)
+    assert "is not there" in fitness.unwritable(seen, far, {"a": 1000}, {})[0]

@@ -301,3 +301,9 @@ def test_what_is_mounted_tells_the_ways_apart(document, lock):
     assert not release.mounted_right(online, "/srv/models", "/var/lib/docker/volumes/other/_data")
     baked = delivered(document, "bake", hf_home="/models/hf")
     assert release.mounted_right(baked, "/srv/models", None) and not release.mounted_right(baked, "/srv/models", root)
+
+
+def test_a_blob_is_split_into_parts_that_are_all_of_it():
+    assert release.parts("ab", 10, 10) == [("ab", 0, 10)] and release.parts("ab", 0, 10) == [("ab", 0, 0)]
+    assert release.parts("ab", 25, 10) == [("ab.000", 0, 10), ("ab.001", 10, 10), ("ab.002", 20, 5)]
+    assert len({name for name, _, _ in release.parts("ab", 2000, 1)}) == 2000

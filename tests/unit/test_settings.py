@@ -65,6 +65,13 @@ def test_an_unknown_key_names_the_nearest_known_one(values):
         ("fetch_deadline", 0),
         ("egress", ["nohostport"]),
         ("python", "python3; id"),
+        ("source", "usb"),
+        ("source", "bundle"),
+        ("bundle", "/media/../etc"),
+        ("bundle_part_size", "4.3GB"),
+        ("bundle_part_size", "64"),
+        ("bundle_capacity", "64 GB"),
+        ("bundle_python", "3.9"),
     ],
 )
 def test_a_wrong_value_names_file_key_and_what_was_found(values, key, value):
@@ -96,6 +103,11 @@ def test_image_names(source, name):
 def test_the_families_are_those_that_the_smoke_test_can_load():
     known = set(typing.get_args(settings.Settings.model_fields["family"].annotation))
     assert known == {*families.FAMILIES, "plain"}
+
+
+@pytest.mark.parametrize(("text", "count"), [("64GB", 64 * 10**9), ("1.5MB", 1_500_000), ("2kB", 2000)])
+def test_sizes_of_drives_are_decimal(text, count):
+    assert settings.in_bytes(text) == count
 
 
 def test_every_setting_is_described():
