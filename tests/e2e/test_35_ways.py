@@ -188,8 +188,7 @@ def test_online_the_host_loads_the_locked_commit_and_goes_back_and_forth(mirror)
         assert mended.host(GPU1)["loaded_bytes"] == model_files("lab_online")[on(GPU1, f"sha256sum {path}").split()[0]]
         assert pyinfra("tasks/verify.py", "--limit", GPU1, inventory=inventory).code == 0
 
-        for name in ("lab-hub",):  # going back needs no network, and coming again neither: the volume stays
-            lab.run("docker", "pause", name)
+        lab.run("docker", "pause", "lab-hub")  # going back needs no network, and coming again neither: the volume stays
         try:
             back = pyinfra("tasks/rollback.py", "--limit", GPU1, inventory=inventory)
             assert back.code == 0, back.said[-3000:]
@@ -200,3 +199,8 @@ def test_online_the_host_loads_the_locked_commit_and_goes_back_and_forth(mirror)
         finally:
             lab.run("docker", "unpause", "lab-hub")
         assert embedding(GPU1) == answer
+
+        online(inventory, "tasks/lock.py", "--data", "update=true")
+        updated = online(inventory, "deploy.py")
+        assert updated.host(GPU1)["state"] == "active" and updated.host(GPU1)["moved_bytes"] == 0
+        assert embedding(GPU1) != answer
