@@ -8,18 +8,20 @@ lock → fetch → prove → stage (push, admit, smoke) → activate. Gates betw
 from pyinfra import host, state
 
 from tasks.lib import fleet, report, run
-from tasks.lib.locks import Goldens, read_lock
+from tasks.lib.locks import Goldens, check_signed, read_lock
 from tasks.lib.operations.checking import preflight
 from tasks.lib.operations.fetching import fetch, prove
 from tasks.lib.operations.leasing import lease
 from tasks.lib.operations.staging import stage
 from tasks.lib.operations.switching import activate, withdraw
+from tasks.lib.release import costs
 
 settings = run.open_run()
 lock = run.refuse(read_lock, settings, run.inventory_name())
+run.refuse(check_signed, settings, lock)
 goldens = Goldens(settings)
 plan = run.plan(settings.waves)
-report.install(state, run.roles(), lock.id, plan=lambda: plan)
+report.install(state, run.roles(), lock.id, plan=lambda: plan, costs=costs(lock))
 
 bastion = fleet.bastion().name
 gpus = run.in_service()

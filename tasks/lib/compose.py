@@ -7,12 +7,16 @@ from typing import Any
 
 import yaml
 
-from tasks.lib.release import Lock
+from tasks.lib.release import Lock, offline
 from tasks.lib.settings import Settings
 
 MARKER = "# written by hf-offline"
+# The services beside the operator's own: one tests a release, one loads it where a host does that by itself.
+SMOKE, LOADER = "smoke", "hf-model"
 TOOL = "/tool.pyz"
 GOLDENS = "/goldens.json"
+LOCK = "/lock.json"
+VOLUME = "hf-cache"
 HARDENED = {
     "read_only": True,
     "tmpfs": ["/tmp"],  # noqa: S108 - inside the container
@@ -22,19 +26,15 @@ HARDENED = {
 
 
 def environment(lock: Lock, settings: Settings) -> dict[str, str]:
-    """What makes the process read the mount and never the network; it must be there before Python starts."""
-    return {
-        "HF_HOME": settings.hf_home,
-        "HF_HUB_CACHE": f"{settings.hf_home}/hub",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "DO_NOT_TRACK": "1",
-        "MODEL_ID": lock.served.repo,
-        "MODEL_COMMIT": lock.served.commit,
-        **settings.environment,
-    }
+    """What makes the process read the release and never the network, and the operator's own."""
+    chosen = lock.serve.get("image_processor")
+    processor = {"IMAGE_PROCESSOR": chosen} if chosen else {}
+    return {**offline(lock, settings.hf_home), **processor, **_xet(settings), **settings.environment}
+
+
+def _xet(settings: Settings) -> dict[str, str]:
+    """Older clients warn of a missing hf_xet even where nothing is loaded; this silences them."""
+    return {} if settings.xet == "on" else {"HF_HUB_DISABLE_XET": "1"}
 
 
 def environment_of(override: str, service: str) -> dict[str, str]:
@@ -47,29 +47,36 @@ def override(lock: Lock, settings: Settings, tool: str, goldens: bool) -> str:
     service = _common(lock, settings)
     if settings.harden:
         service |= HARDENED
-    services = {settings.service: service, "smoke": _smoke(lock, settings, tool, goldens)}
-    return _text(lock, {"services": services})
+    return _text(lock, settings, tool, goldens, {settings.service: service})
 
 
 def smoke_only(lock: Lock, settings: Settings, tool: str, goldens: bool) -> str:
     """The same smoke service alone, for the bastion, which has no stack."""
-    return _text(lock, {"services": {"smoke": _smoke(lock, settings, tool, goldens)}})
+    return _text(lock, settings, tool, goldens, {})
 
 
-def _text(lock: Lock, document: Mapping[str, Any]) -> str:
+def _text(lock: Lock, settings: Settings, tool: str, goldens: bool, services: Mapping[str, Any]) -> str:
+    document: dict[str, Any] = {"services": {**services, SMOKE: _smoke(lock, settings, tool, goldens)}}
+    if lock.delivery == "online":
+        document["services"][LOADER] = _loader(lock, settings, tool)
+        document["volumes"] = {VOLUME: {"name": lock.volume}}
     head = f"{MARKER}; release {lock.id}\n# Every deploy replaces this file. Change group_data/ and deploy again.\n"
     return head + yaml.safe_dump(document, sort_keys=True, width=120)
 
 
 def _common(lock: Lock, settings: Settings) -> dict[str, Any]:
-    release = f"{settings.model_store}/releases/{lock.id}"
     service: dict[str, Any] = {
-        "image": lock.image.tag,
+        "image": lock.tag,
         "pull_policy": "never",
         "labels": {"hf-offline.release": lock.id},
         "environment": environment(lock, settings),
-        "volumes": [_bind(release, settings.hf_home)],
     }
+    if lock.delivery == "mount":
+        service["volumes"] = [_bind(f"{settings.model_store}/releases/{lock.id}", settings.hf_home)]
+    if lock.delivery == "online":
+        service["volumes"] = [_volume(settings, read_only=True)]
+        # Compose starts the service when the loader has ended well; where nothing lacks, that is at once.
+        service["depends_on"] = {LOADER: {"condition": "service_completed_successfully"}}
     if settings.gpus:
         device: dict[str, Any] = {"driver": "nvidia", "count": settings.gpus, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
@@ -78,13 +85,14 @@ def _common(lock: Lock, settings: Settings) -> dict[str, Any]:
 
 def _smoke(lock: Lock, settings: Settings, tool: str, goldens: bool) -> dict[str, Any]:
     service = _common(lock, settings)
-    command = ["--lock", f"{settings.hf_home}/lock.json", "--device", "cuda" if settings.gpus else "cpu"]
+    command = ["--lock", LOCK, "--device", "cuda" if settings.gpus else "cpu"]
     for name, floors in sorted(settings.tolerance.items()):
         command += ["--tolerance", f"{name}={','.join(str(floor) for floor in floors)}"]
-    service["volumes"] = [*service["volumes"], _bind(tool, TOOL)]
+    service["volumes"] = [*service.get("volumes", []), _bind(tool, TOOL), _bind(_lock(lock, settings), LOCK)]
     if goldens:
         command += ["--goldens", GOLDENS]
         service["volumes"].append(_bind(f"{settings.model_store}/state/{lock.id}/goldens.json", GOLDENS))
+    service.pop("depends_on", None)  # whoever runs it has loaded the volume
     service["environment"] = {**service["environment"], "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}  # noqa: S108
     return (
         service
@@ -99,6 +107,40 @@ def _smoke(lock: Lock, settings: Settings, tool: str, goldens: bool) -> dict[str
             "command": command,
         }
     )
+
+
+def _loader(lock: Lock, settings: Settings, tool: str) -> dict[str, Any]:
+    """Loads what the volume lacks, and ends. On the host's own network: its resolver and its routes are what works."""
+    service: dict[str, Any] = {
+        "image": lock.tag,
+        "pull_policy": "never",
+        "labels": {"hf-offline.release": lock.id},
+        "network_mode": "host",
+        "restart": "no",
+        "user": "0:0",
+        "environment": {
+            "HF_ENDPOINT": settings.hub,
+            "HF_HOME": "/tmp",  # noqa: S108 - inside the container
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **_xet(settings),
+        },
+        "entrypoint": [settings.python, TOOL, "online"],
+        "command": ["--lock", LOCK, "--home", settings.hf_home],
+        "volumes": [_volume(settings, read_only=False), _bind(tool, TOOL), _bind(_lock(lock, settings), LOCK)],
+    }
+    if settings.ca_bundle:
+        service["volumes"].append(_bind(settings.ca_bundle, "/ca.pem"))
+        service["environment"] |= {"SSL_CERT_FILE": "/ca.pem", "REQUESTS_CA_BUNDLE": "/ca.pem"}
+    return service
+
+
+def _lock(lock: Lock, settings: Settings) -> str:
+    return f"{settings.model_store}/releases/{lock.id}/lock.json"
+
+
+def _volume(settings: Settings, read_only: bool) -> dict[str, Any]:
+    return {"type": "volume", "source": VOLUME, "target": settings.hf_home, "read_only": read_only}
 
 
 def _bind(source: str, target: str) -> dict[str, Any]:

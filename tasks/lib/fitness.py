@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.lib.compose import MARKER
-from tasks.lib.release import Lock, blobs, image_blobs, missing, model_blobs, parts
+from tasks.lib.compose import LOADER, MARKER, SMOKE
+from tasks.lib.release import (
+    SIGNERS,
+    Lock,
+    blobs,
+    costs,
+    image_blobs,
+    loose,
+    missing,
+    model_blobs,
+    model_files,
+    parts,
+    sign_command,
+)
 from tasks.lib.settings import Settings, in_bytes
 
 Seen = Mapping[str, Any]
@@ -35,6 +47,7 @@ def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, n
     if not seen.get("python"):
         return ["python3 is missing; expected 3.9 or later. Next: install python3"]
     found = _programs(seen, role) + _store(seen, settings) + _space(seen, settings, lock, role)
+    found += _signers(seen, settings)
     skew = abs(seen["clock"] - now)
     if skew > CLOCK:
         found.append(f"its clock is {skew:.0f} s off the control machine's; expected under {CLOCK} s. Next: set up NTP")
@@ -42,7 +55,7 @@ def unfit(seen: Seen | None, settings: Settings, lock: Lock | None, role: str, n
         found += _bundle(seen, settings, lock) if settings.source == "bundle" else _bastion(seen, lock)
     if role == "gpu":
         found += _stack(seen, settings) + _gpus(seen, settings)
-        for target in seen["egress"]:
+        for target in seen["egress"] if settings.delivery != "online" else []:
             found.append(f"reaches {target}; expected no way out. Next: close it, or take it out of `egress`")
         if seen["store"]["frozen"]:
             why = seen["store"]["frozen"].get("why", "a revert failed")
@@ -58,6 +71,25 @@ def _bastion(seen: Seen, lock: Lock | None) -> list[str]:
     if not seen["venv"] and (lock is None or missing(model_blobs(lock), have)):
         found.append("python3 has no venv; fetch runs in one. Next: install python3-venv")
     return found
+
+
+def _signers(seen: Seen, settings: Settings) -> list[str]:
+    if seen["signers"] is None:
+        put = f"its administrator writes {SIGNERS} (README, Signatures), or `sign` False"
+        return [f"has no {SIGNERS}, and `sign` is on. Next: {put}"] if settings.sign else []
+    found = []
+    if odd := loose(seen["signers"]):
+        mend = "chown root and chmod go-w, that file and the directories above it"
+        found.append(f"{SIGNERS} can be changed by others than root: {odd}. Next: {mend}")
+    if not seen["ssh_keygen"]:
+        found.append("ssh-keygen is missing; it checks signatures. Next: install OpenSSH's client")
+    return found
+
+
+def unsigned(files: Sequence[str]) -> list[str]:
+    """`files` of the release have no signature in git: a host that has its list of signers takes no release without."""
+    found = f"{SIGNERS} asks for signatures, and there is none of {' and '.join(files)}"
+    return [f"{found}. Next: {sign_command(*files)}"] if files else []
 
 
 def _bundle(seen: Seen, settings: Settings, lock: Lock | None) -> list[str]:
@@ -157,8 +189,10 @@ def _space(seen: Seen, settings: Settings, lock: Lock | None, role: str) -> list
     if role == "bastion" and settings.source == "hub":
         wanted += max((model_blobs(lock).get(name, 0) for name in need), default=0)  # a file that is fetched again
     disks = [(settings.model_store, seen["store_filesystem"], wanted, 3 * len(need) + 200)]
-    if seen["docker"] and lock.image.tag not in seen["docker"]["images"]:
-        layers = 3 * sum(layer.size for layer in lock.image.layers)  # unpacked, plus the archive while it is read
+    if seen["docker"] and lock.tag not in seen["docker"]["images"]:
+        layers = 3 * costs(lock)[lock.delivery]["image"]  # unpacked, plus the archive while it is read
+        if lock.delivery == "online":  # the volume
+            layers += sum(model_files(lock).values())
         disks.append((seen["docker"]["root"]["path"], seen["docker"]["root"], layers, 50000))
     found = []
     for device in {disk[1]["device"] for disk in disks}:
@@ -188,8 +222,8 @@ def _stack(seen: Seen, settings: Settings) -> list[str]:
         found.append(
             f"the stack has no service {settings.service!r}; it has {', '.join(stack['services'])}. Next: `service`"
         )
-    if "smoke" in stack["services"]:
-        found.append("the stack has a service called smoke, which is the name of ours. Next: rename it in the stack")
+    for name in sorted({SMOKE, LOADER} & set(stack["services"])):
+        found.append(f"the stack has a service called {name}, which is the name of ours. Next: rename it in the stack")
     for name, text in stack["overrides"].items():
         if not (text or "").startswith(MARKER):
             found.append(

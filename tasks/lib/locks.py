@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.lib.release import Lock, Refused, parse
+from tasks.lib.release import NAMESPACE, Lock, Refused, parse, sign_command, write
 from tasks.lib.settings import Settings
 
 FOLDER = Path("group_data/locks")
@@ -18,10 +19,89 @@ def lock_path(settings: Settings) -> Path:
 
 
 def replace(path: Path, text: str) -> None:
+    """Stage, rename; the signature of what stood there goes first: it is not one of this."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    signature_path(path).unlink(missing_ok=True)
     staged = path.with_name(f".{path.name}.new")
     staged.write_text(text, encoding="ascii")
     staged.replace(path)
+
+
+def served(settings: Settings) -> dict[str, Any]:
+    """The settings that change what is served, as they stand in a lock; what is its default stands in none."""
+    serve: dict[str, Any] = {key: getattr(settings, key) for key in ("family", "dtype", "attention")}
+    serve["model"] = settings.models[0].repo
+    for key in ("smoke_command", "image_processor", "delivery"):
+        if getattr(settings, key) != Settings.model_fields[key].default:
+            serve[key] = getattr(settings, key)
+    if settings.delivery == "bake":
+        serve["hf_home"] = settings.hf_home
+    return serve
+
+
+def signature_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sig")
+
+
+def signature(path: Path) -> str | None:
+    """What `ssh-keygen -Y sign` wrote beside a file."""
+    file = signature_path(path)
+    return file.read_text(encoding="ascii", errors="replace") if file.exists() else None
+
+
+def signatures(settings: Settings, golden: bool) -> dict[str, str | None]:
+    """The signatures in git of the lock and, where the release has some (`golden`), of its goldens."""
+    goldens = Goldens(settings).path
+    return {"lock": signature(lock_path(settings)), "goldens": signature(goldens) if golden else None}
+
+
+def signed(settings: Settings, lock: Lock) -> dict[str, Any]:
+    """Lock and goldens (None before they are made), byte for byte as git has them, and the signatures of those bytes."""
+    goldens = Goldens(settings)
+    paths = {"lock": lock_path(settings), "goldens": goldens.path if goldens.has(lock) else None}
+    return {
+        name: path and {"path": str(path), "text": path.read_bytes().decode("utf-8"), "signature": signature(path)}
+        for name, path in paths.items()
+    }
+
+
+def unsigned(settings: Settings, lock: Lock) -> list[str]:
+    """The files of this release in git that nobody has signed yet."""
+    return [entry["path"] for entry in signed(settings, lock).values() if entry and not entry["signature"]]
+
+
+def check_signed(settings: Settings, lock: Lock) -> None:
+    """Before any host is touched: with `sign` nothing is unsigned, and a signature that is there fits its file.
+
+    Whether the key may sign is not for this machine to say: the hosts check that, and all of it again.
+    """
+    files = unsigned(settings, lock)
+    if settings.sign and files:
+        lacks = " and ".join(files)
+        raise Refused(lacks, "not signed, and sign is on", "a signature beside it", "none", sign_command(*files))
+    for entry in signed(settings, lock).values():
+        if entry and entry["signature"]:
+            fits(entry["path"], entry["text"].encode("utf-8"))
+    path = lock_path(settings)
+    if str(path) not in files and path.read_bytes() != write(lock.document).encode("ascii"):
+        expected, found = "its text byte for byte as tasks/lock.py writes it", "other bytes for the same lock"
+        raise Refused(
+            str(path), "is signed in a form of its own", expected, found, "git checkout of it, or sign it anew"
+        )
+
+
+def fits(path: str, data: bytes) -> None:
+    command = ["ssh-keygen", "-Y", "check-novalidate", "-n", NAMESPACE, "-s", str(signature_path(Path(path)))]
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, timeout=60)
+    except FileNotFoundError:
+        raise Refused("ssh-keygen", "is missing on this machine", next="install OpenSSH's client") from None
+    if done.returncode:
+        found = "; ".join(done.stderr.decode("utf-8", "replace").strip().splitlines()[:3])
+        expected = f"one of these very bytes, in the namespace {NAMESPACE}"
+        raise Refused(
+            path, "has a signature that does not fit", expected, found, f"rm {path}.sig && {sign_command(path)}"
+        )
 
 
 def read_lock(settings: Settings, inventory: str) -> Lock:
@@ -37,9 +117,12 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
         raise Refused(
             str(path), "was made for other models than the settings ask for", str(wanted), str(dict(lock.asked)), mend
         )
-    for key in ("dtype", "attention", "family", "smoke_command"):
-        if lock.serve.get(key, []) != getattr(settings, key):
-            raise Refused(str(path), f"has another {key}", getattr(settings, key), str(lock.serve.get(key)), mend)
+    serve = served(settings)
+    for key in sorted({*serve, *lock.serve}):
+        if lock.serve.get(key) != serve.get(key):
+            usual = Settings.model_fields[key].default if key in Settings.model_fields else "none"
+            expected, found = str(serve.get(key, usual)), str(lock.serve.get(key, usual))
+            raise Refused(str(path), f"has another {key} than the settings ask for", expected, found, mend)
     return lock
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]{0,200}")
 ROLES = ("adapter", "base", "full")
+# How a release reaches the service: the host's cache mounted, a layer of the image, or loaded by the host itself.
+DELIVERIES = ("mount", "bake", "online")
+# Who may sign, by ssh-keygen's ALLOWED SIGNERS. No setting: who could change the path could point it at nothing.
+SIGNERS = "/etc/hf-offline/allowed_signers"
+NAMESPACE = "hf-offline"
 
 # Weights as safetensors and plain data only: a pickle or a .py file is code that would run on a GPU host.
 TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -65,6 +71,27 @@ def say(error: Mapping[str, str]) -> str:
     text += f". Next: {error['next']}" if error.get("next") else ""
     # The words may be a container's or a Hub's: nothing in them may steer a terminal.
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+# ---------------------------------------------------------------------------------------------------- who may sign
+
+
+def sign_command(*paths: str) -> str:
+    """The command that signs files; it writes PATH.sig beside each."""
+    return f"ssh-keygen -Y sign -n {NAMESPACE} -f KEY {' '.join(paths)}"
+
+
+def loose(parts: Iterable[tuple[str, int, int]]) -> str:
+    """ "" or who else than root can change a file: (path, owner, mode) of it and then of each directory above it.
+
+    A sticky directory (/tmp) is no way in: what is root's there, nobody else renames.
+    """
+    for number, (path, owner, mode) in enumerate(parts):
+        plain = stat.S_ISDIR(mode) if number else stat.S_ISREG(mode)
+        sticky = number and mode & stat.S_ISVTX
+        if not plain or owner != 0 or (mode & 0o022 and not sticky):
+            return f"{path} of uid {owner}, {stat.filemode(mode)}"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------- names from a Hub
@@ -197,6 +224,23 @@ class Lock:
     def short(self) -> str:
         return self.id[:12]
 
+    @property
+    def delivery(self) -> str:
+        return str(self.serve.get("delivery", "mount"))
+
+    @property
+    def tag(self) -> str:
+        """What the service's image is called on a host: the backend's, or the one that has this release baked in."""
+        if self.delivery != "bake":
+            return self.image.tag
+        name, colon, tag = self.image.name.rpartition(":")
+        return f"{name}:{tag}-baked-{self.short}" if colon else f"{tag}:baked-{self.short}"
+
+    @property
+    def volume(self) -> str:
+        """The named volume of a release that a host loads by itself; of each release its own, so that it goes back."""
+        return f"hf-offline-{self.short}"
+
 
 def canonical(document: Mapping[str, Any]) -> str:
     """The bytes that the release id is made from: the inputs alone; what was asked for (a branch) is a note."""
@@ -237,6 +281,11 @@ def _lock(document: Any, where: str) -> Lock:
             raise Refused(f"{where}: {model.repo}", "is an adapter whose base is not in the lock", str(model.base))
     serve = document["serve"]
     _expect(f"{where}: serve.model", serve["model"], serve["model"] in repos, f"one of {repos}")
+    delivery = serve.get("delivery", "mount")
+    _expect(f"{where}: serve.delivery", delivery, delivery in DELIVERIES, f"one of {DELIVERIES}")
+    if delivery == "bake":
+        _expect(f"{where}: serve.hf_home", serve["hf_home"], serve["hf_home"][:1] == "/", "an absolute path")
+        check_path(serve["hf_home"][1:])
     sizes: dict[str, int] = {}
     lock = Lock(release_id(document), models, _image(document["image"], where), serve, document["asked"], document)
     for sha256, size in _all_blobs(lock):
@@ -284,9 +333,7 @@ def _expect(where: str, found: Any, fine: bool, expected: str) -> None:
 
 
 def _all_blobs(lock: Lock) -> Iterable[tuple[str, int]]:
-    for model in lock.models:
-        for file in model.files.values():
-            yield file.sha256, file.size
+    yield from model_blobs(lock).items()
     yield from image_blobs(lock).items()
 
 
@@ -295,9 +342,14 @@ def blobs(lock: Lock) -> dict[str, int]:
     return dict(sorted(_all_blobs(lock)))
 
 
-def model_blobs(lock: Lock) -> dict[str, int]:
-    """The blobs of the model repositories alone: sha256 -> size in bytes."""
+def model_files(lock: Lock) -> dict[str, int]:
+    """The files of the model repositories, whoever brings them: sha256 -> size in bytes."""
     return {file.sha256: file.size for model in lock.models for file in model.files.values()}
+
+
+def model_blobs(lock: Lock) -> dict[str, int]:
+    """The blobs of the model repositories alone: sha256 -> size in bytes; none where each host loads them itself."""
+    return {} if lock.delivery == "online" else model_files(lock)
 
 
 def image_blobs(lock: Lock) -> dict[str, int]:
@@ -313,19 +365,73 @@ def space(lock: Lock) -> str:
     """The id of the embedding space, 12 hex: releases with the same id may answer one index.
 
     It is made from what decides a vector: the models' files (weights, tokenizer, processor), which one is served, how it
-    is pooled (family) and its dtype; not from commits, so a commit that changes only a README is the same space.
+    is pooled (family), its dtype and, where one is chosen, its image processor; not from commits, so a commit that changes
+    only a README is the same space.
     """
     files = {
         model.repo: {path: file.sha256 for path, file in model.files.items() if path not in BESIDE}
         for model in lock.models
     }
     decides = {"files": files, **{key: lock.serve.get(key) for key in ("model", "family", "dtype")}}
+    if lock.serve.get("image_processor"):
+        # Where torchvision lacks the model's own filter (ColSmol's Lanczos), a page's vectors move by more than rounding.
+        decides["image_processor"] = lock.serve["image_processor"]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode("ascii")).hexdigest()[:12]
 
 
 def missing(wanted: Mapping[str, int], have: Mapping[str, int]) -> dict[str, int]:
     """wanted − have, by digest *and* size: a blob of the wrong length is as good as none."""
     return {sha256: size for sha256, size in wanted.items() if have.get(sha256) != size}
+
+
+def image_ids(lock: Lock, baked: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What an engine may call the image of this release; `baked`: a machine's own record (remote/bake.py), or None."""
+    if lock.delivery != "bake":
+        return lock.image.ids
+    return tuple(str(baked[key]) for key in ("config", "manifest")) if baked else ()
+
+
+def mounted_right(lock: Lock, store: str, source: str | None) -> bool:
+    """Whether `source`, what a container has mounted at HF_HOME, is where this release's cache lies."""
+    if lock.delivery == "mount":
+        return source == f"{store}/releases/{lock.id}"
+    if lock.delivery == "bake":
+        return source is None
+    return source is not None and source.split("/")[-2:] == [lock.volume, "_data"]
+
+
+def offline(lock: Lock, home: str) -> dict[str, str]:
+    """What makes a process read the cache in `home` and never the network; it must be there before Python starts."""
+    return {
+        "HF_HOME": home,
+        "HF_HUB_CACHE": f"{home}/hub",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DO_NOT_TRACK": "1",
+        "MODEL_ID": lock.served.repo,
+        "MODEL_COMMIT": lock.served.commit,
+    }
+
+
+def costs(lock: Lock) -> dict[str, dict[str, int]]:
+    """What each delivery costs with these inputs, in bytes: {delivery: {"image", "model_change", "code_change"}}.
+
+    image: what the service's image weighs. model_change: what crosses the air gap to a host when the served
+    repository is another one (its base stays). code_change: the same when the image's last layer is another one.
+    """
+    image = sum(layer.size for layer in lock.image.layers)
+    model, served = (
+        sum(model_files(lock).values()),
+        sum({f.sha256: f.size for f in lock.served.files.values()}.values()),
+    )
+    code = lock.image.layers[-1].size if lock.image.layers else 0
+    return {
+        "mount": {"image": image, "model_change": served, "code_change": code},
+        "bake": {"image": image + model, "model_change": served, "code_change": code},
+        "online": {"image": image, "model_change": 0, "code_change": code},
+    }
 
 
 def parts(blob: str, size: int, at_most: int) -> list[tuple[str, int, int]]:

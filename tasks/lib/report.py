@@ -7,7 +7,7 @@ reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2,
 "seconds", "release", "dry", "verdict": "ok"|"failed", "hosts": {name: {"role", "state", "why", "release", "from",
 "space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine", "latency_ms",
 "outbound_attempts", "seconds", "switch_seconds", "versions", "phases": [{"phase", "start", "end", "ok"}], …}}, "plan":
-[[host]], "retry"}. Bytes are integers, times UTC ISO (phases: seconds since the epoch).
+[[host]], "costs": {delivery: {"image", "model_change", "code_change"}} or null, "retry"}. Bytes are integers, times UTC ISO (phases: seconds since the epoch).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ FIELDS = (
     ),
     *("cosine", "latency_ms", "outbound_attempts", "seconds", "switch_seconds", "versions", "phases", "container"),
     *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
-    *("bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
+    *("loaded_bytes", "bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
@@ -62,6 +62,7 @@ FAILED: list[str] = []
 
 Cell = tuple[str, str, Callable[[dict[str, Any]], str]]
 Plan = Callable[[], list[list[str]]]
+Costs = dict[str, dict[str, int]]
 
 
 def record(name: str, **values: Any) -> None:
@@ -142,9 +143,16 @@ class Report(BaseStateCallback):
     """Writes table, JSON and page once, however the run ends."""
 
     def __init__(
-        self, state: Any, roles: dict[str, str], release: str | None, columns: Sequence[Cell], plan: Plan | None
+        self,
+        state: Any,
+        roles: dict[str, str],
+        release: str | None,
+        columns: Sequence[Cell],
+        plan: Plan | None,
+        costs: Costs | None,
     ):
         self.state, self.roles, self.release, self.columns, self.plan = state, roles, release, columns, plan
+        self.costs = costs
         self.rollout = plan is not None
         self.started, self.clock, self.written = time.time(), time.monotonic(), False
 
@@ -172,6 +180,7 @@ class Report(BaseStateCallback):
             "verdict": "ok" if good else "failed",
             "hosts": rows,
             "plan": self.plan() if self.plan else [],
+            "costs": self.costs,
             "retry": None if good else shlex.join(["pyinfra", *[a for a in told(sys.argv[1:]) if a != "--dry"]]),
         }
         # A refusal that no operation raised is no success either; nor is a --dry that found a host wanting (config.py).
@@ -267,14 +276,15 @@ def install(
     release: str | None,
     columns: Sequence[Cell] = DEPLOY,
     plan: Plan | None = None,
+    costs: Costs | None = None,
 ) -> None:
     """Once a run (deploy.py is loaded once a host): the callback, and the signals that pyinfra would end silently on.
 
-    A run with a `plan` (waves of host names) is a rollout, and gets a page of its own.
+    A run with a `plan` (waves of host names) is a rollout, and gets a page of its own; `costs`: release.costs.
     """
     if any(isinstance(handler, Report) for handler in state.callback_handlers):
         return
-    report = Report(state, roles, release, columns, plan)
+    report = Report(state, roles, release, columns, plan, costs)
     state.add_callback_handler(report)
 
     def end(number: int, frame: Any) -> None:

@@ -9,17 +9,17 @@ from typing import Any
 from pyinfra import host, inventory, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import compose, fitness, fleet, report, standing
+from tasks.lib import compose, fitness, fleet, locks, report, standing
 from tasks.lib.calls import tool_path
 from tasks.lib.facts import Host
-from tasks.lib.release import Lock, Refused
+from tasks.lib.release import SIGNERS, Lock, Refused
 from tasks.lib.settings import Settings, check
 from tasks.lib.waves import waves
 
 # Settings that waves, gates and the lock go by: a rollout has one of each.
 ROLLOUT = (
-    *("lock", "models", "image", "family", "smoke_command", "dtype", "attention"),
-    *("waves", "rollback_waves", "max_failed_hosts", "on_failure", "embedding_space_change"),
+    *("lock", "models", "image", "family", "smoke_command", "dtype", "attention", "image_processor", "delivery"),
+    *("waves", "rollback_waves", "max_failed_hosts", "on_failure", "embedding_space_change", "sign"),
 )
 
 
@@ -89,7 +89,7 @@ def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
     """Look at this host, once; -> what it lacks for the lock, and what the rollout (in one wave?) may not do to it."""
     settings: Settings = report.RESULTS[host.name]["settings"]
     role = "bastion" if host.name == fleet.bastion().name else "gpu"
-    ask: dict[str, Any] = {"store": settings.model_store, "push_user": settings.push_user}
+    ask: dict[str, Any] = {"store": settings.model_store, "push_user": settings.push_user, "signers": SIGNERS}
     if role == "bastion" and settings.bundle:
         ask["bundle"] = settings.bundle
     if role == "gpu":
@@ -107,6 +107,8 @@ def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
     report.record(host.name, seen=seen, **standing.told(seen, settings))
     if host.name != fleet.bastion().name:
         look_at_bastion()
+    if seen and lock and seen["signers"]:
+        lacks += fitness.unsigned(refuse(locks.unsigned, settings, lock))
     if seen and lock and role == "gpu":
         lacks += standing.space_problem(seen, lock, settings, one_wave)
     return lacks
@@ -142,12 +144,12 @@ def changes(lock: Lock, goldens: Any) -> bool:
     for each in fleet.targets():
         known = report.RESULTS[each.name]
         settings, seen = known["settings"], known.get("seen")
-        text = compose.override(lock, settings, tool_path(settings), True)
+        text, signatures = compose.override(lock, settings, tool_path(settings), True), locks.signatures(settings, True)
         if (
             not seen
             or seen["store"]["lease"] is not None
             or not goldens.has(lock)
-            or not standing.as_asked(seen, settings, lock, text, fleet.now())
+            or not standing.as_asked(seen, settings, lock, text, signatures, fleet.now())
         ):
             return True
     return False

@@ -52,12 +52,17 @@ class Settings(Strict):
     image: str = Field(
         description="the backend image: `docker-daemon:name:tag` of the bastion's engine, or `docker://registry/name:tag`"
     )
-    family: Literal["colpali", "plain"] = Field(
+    family: Literal["colpali", "colqwen2", "colqwen2.5", "colsmol", "plain"] = Field(
         "colpali",
-        description="how the smoke test loads the model; `plain` is any repository, tested by `smoke_command`",
+        description="`colpali`, `colqwen2`, `colqwen2.5`, `colsmol`: how the smoke test loads the model; `plain` is any "
+        "repository, tested by `smoke_command`",
     )
     smoke_command: list[str] = Field(
         [], description="for family `plain`: the command, in the container, that tells whether the model works"
+    )
+    delivery: Literal["mount", "bake", "online"] = Field(
+        "mount",
+        description="how the model reaches the service: the host's cache `mount`ed, `bake`d into the image as a layer, or `online`: loaded by the host itself, once (README, Three ways); part of the release",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="weights are published in bfloat16; part of the release"
@@ -65,13 +70,25 @@ class Settings(Strict):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="fixed, as goldens depend on it; part of the release"
     )
+    image_processor: Literal["default", "torchvision", "pil"] = Field(
+        "default",
+        description="what scales pages (once `use_fast`): `default` is transformers' own choice, which is what an unmodified "
+        "app gets; `torchvision`, `pil`: part of the release and its embedding space, used by the smoke test, and told to "
+        "the service as `IMAGE_PROCESSOR`, which does nothing in an app that does not read it",
+    )
 
     hub: str = Field("https://huggingface.co", pattern=r"^https?://", description="the Hub or a mirror of it")
     token_variable: Name = Field(
         "HF_TOKEN",
         description="the control machine's environment variable that holds a read-only token, for gated models",
     )
-    xet: bool = Field(True, description="Xet transfers; off needs one host fewer on the bastion's allow-list")
+    xet: Literal["on", "off", "silent"] = Field(
+        "on",
+        description="Xet transfers at fetch (faster, checked by content); `off` needs one host fewer on the bastion's allow-list; `silent` fetches by Xet and keeps a container without hf_xet from warning",
+    )
+    ca_bundle: AbsolutePath | None = Field(
+        None, description="delivery `online`: the host's CA bundle, where the mirror's certificate is a private one's"
+    )
     fetch_deadline: Seconds = Field(
         14400, description="seconds for all downloads together, and for a bundle's writing or taking"
     )
@@ -146,6 +163,9 @@ class Settings(Strict):
         "stop", description="after too many failed hosts: earlier switches stay, or those of the wave, or all, go back"
     )
     rollback_waves: list[Wave] = Field(["100%"], min_length=1, description="as `waves`, for tasks/rollback.py")
+    sign: bool = Field(
+        False, description="stop where lock and goldens are not signed, or a host does not say who may sign"
+    )
     embedding_space_change: Literal["refused", "mixed-accepted"] = Field(
         "refused", description="whether waves may serve two embedding spaces for a while"
     )

@@ -7,12 +7,15 @@ from typing import Any
 
 from tasks.lib.compose import MARKER, environment_of
 from tasks.lib.fitness import Seen, lacking
-from tasks.lib.release import Lock, Refused, blobs, parse, space
+from tasks.lib.release import SIGNERS, Lock, Refused, blobs, image_ids, mounted_right, parse, space
 from tasks.lib.settings import Settings
 
 
-def staged(seen: Seen, lock: Lock, override: str) -> bool:
-    """Whether this host has proven this very release with this very override before: nothing to push, admit or smoke."""
+def staged(seen: Seen, lock: Lock, override: str, signatures: Mapping[str, Any]) -> bool:
+    """Whether this host has proven this very release with this very override before: nothing to push, admit or smoke.
+
+    Nor to bring: where the lock is signed in git, the host keeps the same signatures.
+    """
     about = seen["store"]["states"].get(lock.id) or {}
     smoke = about.get("smoke") or {}
     return (
@@ -22,8 +25,10 @@ def staged(seen: Seen, lock: Lock, override: str) -> bool:
         and bool(about.get("verified"))
         and smoke.get("ok") is True
         and about.get("override") == override
+        and (not signatures["lock"] or about.get("signed") == signatures)
         and bool(seen["docker"])
-        and lock.image.tag in seen["docker"]["images"]
+        and lock.tag in seen["docker"]["images"]
+        and (lock.delivery != "online" or lock.volume in seen["docker"]["volumes"])
     )
 
 
@@ -46,10 +51,12 @@ def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
     return now - verified.get("epoch", 0) > settings.verify_max_age
 
 
-def as_asked(seen: Seen, settings: Settings, lock: Lock, override: str, now: float) -> bool:
+def as_asked(
+    seen: Seen, settings: Settings, lock: Lock, override: str, signatures: Mapping[str, Any], now: float
+) -> bool:
     """Whether a deploy of this lock has nothing to do here."""
     fresh = not settings.verify and not stale(seen, lock, settings, now)
-    return fresh and staged(seen, lock, override) and active(seen, settings, lock, override)
+    return fresh and staged(seen, lock, override, signatures) and active(seen, settings, lock, override)
 
 
 def locked_here(seen: Seen, release_id: str | None) -> Lock | None:
@@ -156,6 +163,8 @@ def drift(seen: Seen, settings: Settings) -> list[str]:
     wrong = [name for name, size in blobs(lock).items() if have.get(name) != size]
     if wrong:
         found.append(f"{len(wrong)} blobs are missing or have another size")
+    if seen["signers"] and not (store["states"].get(current) or {}).get("signed"):
+        found.append(f"{SIGNERS} asks for signatures, and what serves here has none")
     override = (store["states"].get(current) or {}).get("override") or ""
     stack = seen.get("stack") or {}
     if (stack.get("overrides") or {}).get(stack.get("override")) != override:
@@ -172,10 +181,11 @@ def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[
     found = []
     if container["state"] != "running" or container["health"] not in (None, "healthy"):
         found.append(f"the service is {condition(container)}")
-    if container["image"] not in lock.image.ids:
+    about = seen["store"]["states"].get(lock.id) or {}
+    if container["image"] not in image_ids(lock, about.get("baked")):
         found.append("the service runs another image")
     expected = environment_of(override, settings.service)
-    if container["mounts"].get(expected["HF_HOME"]) != f"{settings.model_store}/releases/{lock.id}":
+    if not mounted_right(lock, settings.model_store, container["mounts"].get(expected["HF_HOME"])):
         found.append("the release is not what is mounted")
     inside: Mapping[str, str] = container["process"] or {}
     odd = sorted(key for key, value in expected.items() if inside.get(key) != value)

@@ -3,7 +3,21 @@
 import importlib
 import sys
 
-PROGRAMS = ("bundle", "engine", "fetch", "lease", "prune", "push", "setup", "smoke", "store", "switch", "wheels")
+PROGRAMS = (
+    "bundle",
+    "engine",
+    "fetch",
+    "lease",
+    "online",
+    "prune",
+    "push",
+    "setup",
+    "signed",
+    "smoke",
+    "store",
+    "switch",
+    "wheels",
+)
 
 if __name__ == "__main__":
     program = sys.argv[1] if len(sys.argv) > 1 else ""

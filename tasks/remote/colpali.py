@@ -1,6 +1,6 @@
-"""Loads ColPali and its kind from the mounted release, embeds fixed pages and queries, and compares with the goldens.
+"""Embeds fixed pages and queries with ColPali or one of its kind, examines them, and compares with the goldens.
 
-Part of the smoke program; the only one that needs colpali-engine and torch.
+Part of the smoke program; this and families.py are all that needs colpali-engine and torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 import os
 import sys
 import time
+
+from families import base_alone, by_commit, by_name, load_processor
 
 # Fixed inputs; a change of these makes every golden worthless, so they are part of "inputs_sha256".
 QUERIES = (
@@ -26,12 +28,13 @@ SAME, BF16_ACROSS, BF16_FP32 = (0.9999, 0.999), (0.999, 0.99), (0.998, 0.98)
 
 
 def pages():
-    """Three pages drawn by code: no fonts, no files, the same pixels everywhere."""
+    """Three pages drawn by code: no fonts, no files, the same pixels everywhere. The last is tall, as paper is: families
+    that take an image in its own proportions make another number of vectors of it."""
     from PIL import Image, ImageDraw
 
     made = []
     for number in range(PAGES):
-        image = Image.new("RGB", (448, 448), (255, 255, 250 - 10 * number))
+        image = Image.new("RGB", (448, 632 if number == 2 else 448), (255, 255, 250 - 10 * number))
         draw = ImageDraw.Draw(image)
         for i in range(6 + number):
             x, height = 30 + 55 * i % 390, 40 + (i * 67 + number * 131) % 240
@@ -55,46 +58,7 @@ def inputs_sha256(images):
     return sha.hexdigest()
 
 
-# -------------------------------------------------------------------------------------------------------- the model
-
-# family -> names in colpali_engine.models; others are added here and nowhere else.
-FAMILIES = {"colpali": ("ColPali", "ColPaliProcessor")}
-
-
-def classes(family):
-    import colpali_engine.models as models
-
-    return tuple(getattr(models, name) for name in FAMILIES[family])
-
-
-def by_name(lock, options):
-    """As an unmodified app does: nothing but the name."""
-    model_class, processor_class = classes(lock.serve["family"])
-    name = lock.served.repo
-    return model_class.from_pretrained(name, **options).eval(), processor_class.from_pretrained(name)
-
-
-def by_commit(lock, options):
-    """The pinned form -> (model, keys that were missing or unexpected). `revision` of an adapter would go to the base."""
-    model_class, _ = classes(lock.serve["family"])
-    served = lock.served
-    if served.role != "adapter":
-        model, info = model_class.from_pretrained(
-            served.repo, revision=served.commit, output_loading_info=True, **options
-        )
-        return model.eval(), odd_keys(info)
-    base = next(m for m in lock.models if m.repo == served.base)
-    model, info = model_class.from_pretrained(base.repo, revision=base.commit, output_loading_info=True, **options)
-    wrong = [key for key in odd_keys(info) if "lora" not in key]
-    info = model.load_adapter(served.repo, adapter_kwargs={"revision": served.commit})
-    return model.eval(), wrong + odd_keys(info)
-
-
-def odd_keys(info):
-    if info is None:
-        return []
-    get = info.get if isinstance(info, dict) else lambda key, default=None: getattr(info, key, default)
-    return [str(key) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in get(name) or []]
+# ------------------------------------------------------------------------------------------------------ embeddings
 
 
 def embed(model, processor, images, device):
@@ -189,18 +153,25 @@ def run(args, lock, checks):
     images, started = pages(), time.monotonic()
     model, processor = by_name(lock, options)
     load_seconds = time.monotonic() - started
+    asked, scaler = lock.serve.get("image_processor"), type(processor.image_processor).__name__
+    if asked:  # transformers takes another one where this one cannot be had, and only warns
+        backend = getattr(processor.image_processor, "backend", "unknown")
+        checks.add(f"the image processor is {asked}'s", backend == asked, f"{scaler} ({backend})")
     ours, latency = embed(model, processor, images, device)
     again, _ = embed(model, processor, images, device)
     examine(checks, ours, again)
+    del model
+    odd = []
     if lock.served.role == "adapter":
-        model.disable_adapters()
-        off, _ = embed(model, processor, images, device)
+        base, odd = base_alone(lock, options)
+        off, _ = embed(base, processor, images, device)
+        del base
         change = 1 - sum(cosines(ours, off)) / len(cosines(ours, off))
         checks.add("the adapter changes the output", change > 1e-4, f"mean cosine distance on/off {change:.6f}")
-    del model
-    pinned, odd = by_commit(lock, options)
+    pinned, more = by_commit(lock, options)
+    odd += more
     checks.add("no key is missing or unexpected", not odd, ", ".join(odd[:6]))
-    theirs, _ = embed(pinned, processor, images, device)
+    theirs, _ = embed(pinned, load_processor(lock, revision=lock.served.commit), images, device)
     worst = cosines(ours, theirs)[0]
     checks.add("by name and by commit are the same model", worst > 0.9999, f"lowest cosine {worst:.6f}")
     where = paths(root)
@@ -209,6 +180,7 @@ def run(args, lock, checks):
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "dtype": dtype,
         "attention": attention,
+        "image_processor": scaler,
         "load_seconds": round(load_seconds, 3),
         "latency_ms": {kind: round(value, 2) for kind, value in latency.items()},
         "peak_memory_bytes": peak(device),

@@ -2,6 +2,8 @@
 
     engine export     --store S --source SKOPEO --name NAME --within SEC   image -> blobs/; prints its entry in the lock
     engine load       --store S --within SEC   (stdin: lock)
+    engine bring      --store S --release ID --project P --project-directory D --file F [--file F2] --within SEC
+                      (stdin: lock)   delivery `online`: the service hf-model loads the volume; then every byte is hashed
     engine smoke      --store S --release ID --project P --project-directory D --file F [--file F2] --within SEC
     engine embeddings --store S --release ID
 
@@ -12,14 +14,18 @@ in the lock, and either proves the image. One JSON line on standard output.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
+import bake
 import release
+import volume
 from files import answered, digest, keep, locked, now, read, remove, write
 from release import Refused
 
@@ -35,53 +41,53 @@ def image_id(name):
 
 
 def load(store, lock, deadline):
-    """The image of the release in the engine, under its own tag, with an id that the lock knows."""
-    tag, started = lock.image.tag, time.monotonic()
-    if image_id(tag) in lock.image.ids:
+    """The image of the release in the engine, under its own tag, with an id that the lock or this machine's baking knows."""
+    tag, started = lock.tag, time.monotonic()
+    ids = release.image_ids(lock, bake.recorded(store, lock))
+    if image_id(tag) in ids:
         return {"loaded": False, "id": image_id(tag), "seconds": 0.0}
-    folder = os.path.join(store, "releases", lock.id, "image")
-    tar = subprocess.Popen(["tar", "-C", folder, "-cf", "-", "."], stdout=subprocess.PIPE)
-    try:
-        done = docker("load", "--quiet", stdin=tar.stdout, timeout=deadline)
-    except subprocess.TimeoutExpired:
-        raise Refused(tag, f"docker load took longer than {deadline} s", next="look at Docker's disk") from None
-    finally:
-        tar.stdout.close()
-        tar.kill()
-        tar.wait()
-    if done.returncode:
-        raise Refused(tag, "docker load failed", "success", done.stderr.strip()[-300:], "look at Docker's disk and log")
+    if lock.delivery == "bake":
+        baked = bake.bake(store, lock)
+        bake.keep_record(store, lock, baked)
+        ids = release.image_ids(lock, baked.record())
+        loaded(tag, deadline, lambda out: bake.stream(out, store, lock, baked))
+    else:
+        folder = os.path.join(store, "releases", lock.id, "image")
+        loaded(tag, deadline, lambda out: subprocess.run(["tar", "-C", folder, "-cf", "-", "."], stdout=out))
     found = image_id(tag)
-    if found not in lock.image.ids:
+    if found not in ids:
         docker("image", "rm", tag)
-        raise Refused(
-            tag, "is another image than the lock says", " or ".join(lock.image.ids), str(found), "tasks/lock.py"
-        )
+        raise Refused(tag, "is another image than the lock says", " or ".join(ids), str(found), "tasks/lock.py")
     return {"loaded": True, "id": found, "seconds": round(time.monotonic() - started, 2)}
+
+
+def loaded(tag, deadline, feed):
+    """`docker load` of what `feed` writes into its standard input; ended when the deadline passes."""
+    started = time.monotonic()
+    with subprocess.Popen(
+        ["docker", "load", "--quiet"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as loader:
+        watch = threading.Timer(deadline, loader.kill)
+        watch.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended; its code and words say why
+                feed(loader.stdin)
+            _, said = loader.communicate()
+        finally:
+            watch.cancel()
+            loader.kill()
+    if loader.returncode:
+        late = time.monotonic() - started >= deadline
+        what = f"docker load took longer than {deadline} s" if late else "docker load failed"
+        words = said.decode("utf-8", "replace").strip()[-300:]
+        raise Refused(tag, what, "success", words, "look at Docker's disk and log")
 
 
 def smoke(args):
     """Run the Compose service `smoke` once, bounded; its JSON goes to state/<release>/ and to the caller."""
     # Whatever becomes of this test, an earlier one's yes is not its answer.
     remove(os.path.join(args.store, "state", args.release, "smoke.json"))
-    name = f"hf-smoke-{args.release[:12]}-{os.getpid()}"
-    words = ["compose", "-p", args.project, "--project-directory", args.project_directory]
-    for path in args.file:
-        words += ["-f", path]
-    words += ["--profile", "smoke", "run", "--rm", "-T", "--no-deps", "--name", name, "smoke"]
-    try:
-        done = docker(*words, stdin=subprocess.DEVNULL, timeout=args.within)
-    except subprocess.TimeoutExpired as late:
-        docker("rm", "-f", name)
-        said = (late.stderr or b"").decode("utf-8", "replace")[-300:]  # bytes, whatever `text` says
-        what = f"took longer than {args.within} s"
-        raise Refused("smoke test", what, found=said, next="setting smoke_deadline") from None
-    answer = last_json(done.stdout)
-    if answer is None:
-        killed = done.returncode == 137
-        what = "was killed: out of memory?" if killed else f"ended with code {done.returncode} and no result"
-        said = (done.stderr or done.stdout).strip()[-600:]
-        raise Refused("smoke test", what, "one JSON line", said, f"docker {' '.join(words[:-1])} smoke")
+    answer, code = once(args, "smoke", "smoke test", "setting smoke_deadline")
     folder = os.path.join(args.store, "state", args.release)
     os.makedirs(folder, exist_ok=True)
     answer["at"] = now()
@@ -89,11 +95,49 @@ def smoke(args):
     write(os.path.join(folder, "smoke.json"), json.dumps(kept, sort_keys=True))
     if answer.get("embeddings"):
         write(os.path.join(folder, "embeddings.json"), json.dumps(answer["embeddings"], sort_keys=True))
-    if not answer.get("ok") or done.returncode:
+    if not answer.get("ok") or code:
         failing = [f"{check['name']}: {check['detail']}" for check in answer.get("checks", []) if not check["ok"]]
         error = answer.get("error") or {"where": "smoke test", "what": "says no", "found": "; ".join(failing)[:900]}
         return {"ok": False, "error": error, "checks": answer.get("checks")}
     return answer
+
+
+def once(args, service, what, mend):
+    """Run a service of ours by Compose, bounded -> (its JSON, its exit code)."""
+    name = f"hf-{service.removeprefix('hf-')}-{args.release[:12]}-{os.getpid()}"
+    words = ["compose", "-p", args.project, "--project-directory", args.project_directory]
+    for path in args.file:
+        words += ["-f", path]
+    words += ["--profile", "smoke", "run", "--rm", "-T", "--no-deps", "--name", name, service]
+    try:
+        done = docker(*words, stdin=subprocess.DEVNULL, timeout=args.within)
+    except subprocess.TimeoutExpired as late:
+        docker("rm", "-f", name)
+        said = (late.stderr or b"").decode("utf-8", "replace")[-300:]  # bytes, whatever `text` says
+        raise Refused(what, f"took longer than {args.within} s", found=said, next=mend) from None
+    answer = last_json(done.stdout)
+    if answer is None:
+        killed = done.returncode == 137
+        how = "was killed: out of memory?" if killed else f"ended with code {done.returncode} and no result"
+        said = (done.stderr or done.stdout).strip()[-600:]
+        raise Refused(what, how, "one JSON line", said, f"docker {' '.join(words)}")
+    return answer, done.returncode
+
+
+def bring(args, lock):
+    """The volume of a release that the host loads by itself, each byte as locked; what is not is loaded once more."""
+    loaded = 0
+    for _ in range(2):
+        answer, _ = once(args, "hf-model", "loading the model", "setting fetch_deadline")
+        if not answer.get("ok"):
+            return answer
+        loaded += answer["bytes"]
+        found = volume.faults(lock)
+        if not found:
+            return {"bytes": loaded}
+        volume.clear(lock, found)
+    odd = ", ".join(f"{path} {what}" for path, what in sorted(found.items())[:3])
+    raise Refused(lock.volume, "does not match the lock", "every byte as locked", odd, "who writes there?")
 
 
 def last_json(text):
@@ -151,7 +195,7 @@ def export(args):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="engine")
-    parser.add_argument("verb", choices=["export", "load", "smoke", "embeddings"])
+    parser.add_argument("verb", choices=["export", "load", "bring", "smoke", "embeddings"])
     parser.add_argument("--store", required=True)
     for option in ("--release", "--project", "--project-directory", "--source", "--name"):
         parser.add_argument(option, default="")
@@ -165,6 +209,8 @@ def main(argv):
 def run(args):
     if args.verb == "smoke":
         return smoke(args)
+    if args.verb == "bring":
+        return bring(args, release.parse(sys.stdin.read(), "the lock from the controller"))
     if args.verb == "embeddings":
         return embeddings(args.store, args.release)
     with locked(os.path.join(args.store, ".lock"), "is busy", within=60):

@@ -6,10 +6,11 @@ Pure: data about a directory, for who builds, checks or reads it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from release import Image, Lock, Model, git_sha1, image_blobs, write
+from release import Lock, Model, git_sha1, image_blobs, write
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,27 @@ def tree(lock: Lock) -> Tree:
     Layout of the cache: huggingface_hub 2.4 (file_download.py, _tree_cache.py). refs/main has no newline: with one,
     the client's own lookup fails.
     """
+    # Online the cache is not the store's: each host loads it into a volume.
+    cache = Tree({}, {}, {}) if lock.delivery == "online" else cache_tree(lock)
+    image = lock.image
+    manifest = {"mediaType": image.media_type, "digest": f"sha256:{image.manifest.sha256}", "size": image.manifest.size}
+    texts = oci(image.tag, manifest, image.config.sha256, [layer.sha256 for layer in image.layers])
+    return Tree(
+        {**cache.blobs, **{f"image/blobs/sha256/{sha256}": sha256 for sha256 in image_blobs(lock)}},
+        cache.links,
+        {
+            "lock.json": write({**lock.document, "asked": {}}),
+            **cache.texts,
+            **{f"image/{name}": text for name, text in texts.items()},
+        },
+    )
+
+
+def cache_tree(lock: Lock) -> Tree:
+    """The part of it that a service reads: the Hugging Face cache. It depends on the models alone."""
     hard: dict[str, str] = {}
     links: dict[str, str] = {}
-    texts: dict[str, str] = {"lock.json": write({**lock.document, "asked": {}})}
+    texts: dict[str, str] = {}
     for model in lock.models:
         top = f"hub/{model.folder}"
         for path, file in model.files.items():
@@ -42,8 +61,6 @@ def tree(lock: Lock) -> Tree:
         texts[f"{top}/refs/main"] = model.commit
         texts[f"{top}/trees/{model.commit}.json"] = _listing(model)
         texts.update({f"{top}/.no_exist/{model.commit}/{name}": "" for name in model.absent})
-    hard.update({f"image/blobs/sha256/{sha256}": sha256 for sha256 in image_blobs(lock)})
-    texts.update({f"image/{name}": text for name, text in _oci(lock.image).items()})
     return Tree(hard, links, texts)
 
 
@@ -67,22 +84,25 @@ def full_name(name: str) -> str:
     return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
 
 
-def _oci(image: Image) -> dict[str, str]:
-    manifest = {"mediaType": image.media_type, "digest": f"sha256:{image.manifest.sha256}", "size": image.manifest.size}
+def oci(tag: str, manifest: Mapping[str, Any], config: str, layers: Sequence[str]) -> dict[str, str]:
+    """The texts that make a directory of blobs an OCI layout that `docker load` takes, under the name `tag`.
+
+    manifest: its descriptor (mediaType, digest, size); config, layers: 64 hex each.
+    """
     # containerd's store takes names as they stand here, and `docker` then looks for the full one.
     names = {
-        "org.opencontainers.image.ref.name": image.tag.rpartition(":")[2],
-        "io.containerd.image.name": full_name(image.tag),
+        "org.opencontainers.image.ref.name": tag.rpartition(":")[2],
+        "io.containerd.image.name": full_name(tag),
     }
-    manifest["annotations"] = names
     # Docker Engine's `load` reads this one; an OCI layout without it is refused up to Engine 26 with the classic store.
     legacy = {
-        "Config": f"blobs/sha256/{image.config.sha256}",
-        "RepoTags": [image.tag],
-        "Layers": [f"blobs/sha256/{layer.sha256}" for layer in image.layers],
+        "Config": f"blobs/sha256/{config}",
+        "RepoTags": [tag],
+        "Layers": [f"blobs/sha256/{layer}" for layer in layers],
     }
+    index = {"schemaVersion": 2, "manifests": [{**manifest, "annotations": names}]}
     return {
         "oci-layout": '{"imageLayoutVersion":"1.0.0"}',
-        "index.json": json.dumps({"schemaVersion": 2, "manifests": [manifest]}, sort_keys=True),
+        "index.json": json.dumps(index, sort_keys=True),
         "manifest.json": json.dumps([legacy], sort_keys=True),
     }

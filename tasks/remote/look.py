@@ -3,7 +3,7 @@
 Sent as text over ssh (a fact may not write), so it imports the standard library alone. What it cannot read it says as
 null with a reason in "unreadable"; it never guesses. Whether what it sees is enough is decided by lib/fitness.py.
 
-The argument is one JSON object: {"store", "stack", "project", "service", "egress": ["host:port", …], "bundle"}.
+The argument is one JSON object: {"store", "stack", "project", "service", "egress": ["host:port", …], "signers", "bundle"}.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def docker():
         "runtimes": sorted(info.get("Runtimes") or {}),
         "compose": output("docker", "compose", "version", "--short"),
         "images": sorted((output("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}") or "").split()),
+        "volumes": sorted((output("docker", "volume", "ls", "-q") or "").split()),
     }
 
 
@@ -168,6 +169,27 @@ def process(pid):
     return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, _, value in pairs if key}
 
 
+def signers(path):
+    """[path, owner, mode] of the list of who may sign and of each directory above it; None without that file."""
+    found = []
+    while not found or found[-1][0] != "/":
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return [[path, -1, 0]]  # unknown, so nobody is to rely on it
+        found.append([path, info.st_uid, info.st_mode])
+        path = os.path.dirname(path)
+    return found
+
+
+def signatures(text):
+    """{"lock": signature, "goldens": signature or null} that the host keeps of a release, or None."""
+    kept = parsed(text)
+    return {name: (entry or {}).get("signature") for name, entry in kept.items()} if kept else None
+
+
 def lease(path):
     """Whose rollout holds this host, or None. A note whose holder is gone is none; nothing is written here."""
     try:
@@ -217,11 +239,14 @@ def store(path):
     for name in os.listdir(states) if os.path.isdir(states) else []:
         folder = os.path.join(states, name)
         if os.path.isdir(folder):
-            texts = {n: read(os.path.join(folder, n)) for n in ("verified-at", "smoke.json", "compose.override.yaml")}
+            names = ("verified-at", "smoke.json", "compose.override.yaml", "baked.json", "signed.json")
+            texts = {n: read(os.path.join(folder, n)) for n in names}
             about[name] = {
                 "verified": parsed(texts["verified-at"]),
                 "smoke": parsed(texts["smoke.json"]),
                 "override": texts["compose.override.yaml"],
+                "baked": parsed(texts["baked.json"]),
+                "signed": signatures(texts["signed.json"]),
             }
     return {
         "blobs": sizes(os.path.join(path, "blobs")),
@@ -261,6 +286,8 @@ def main(argv):
         "docker": docker(),
         "gpus": gpus(),
         "skopeo": output("skopeo", "--version"),
+        "ssh_keygen": shutil.which("ssh-keygen"),
+        "signers": signers(ask["signers"]) if ask.get("signers") else None,
         "venv": importlib.util.find_spec("ensurepip") is not None,
         "store_filesystem": filesystem(ask["store"]),
         "store": store(ask["store"]),

@@ -16,7 +16,9 @@ import shutil
 import subprocess
 import sys
 
+import bake
 import release
+import volume
 from files import answered, locked, read
 from records import Records
 from release import Refused
@@ -86,7 +88,7 @@ def order(store, name):
 
 
 def plan(store, keep, asked):
-    """{"releases": {id: bytes freed}, "blobs": {sha256: bytes}, "images": {tag: bytes}, "leftovers": […], "kept": {id: why}}"""
+    """{"releases": {id: bytes freed}, "blobs": {sha256: bytes}, "images": {tag: bytes}, "volumes": [name], "leftovers": […], "kept": {id: why}}"""
     records = Records(store)
     folder = os.path.join(store, "releases")
     names = [name for name in os.listdir(folder) if release.SHA256.fullmatch(name)]
@@ -114,16 +116,18 @@ def plan(store, keep, asked):
         info = entry.stat(follow_symlinks=False)
         if entry.name not in named and (info.st_dev, info.st_ino) not in inodes:
             blobs[entry.name] = info.st_size
-    gone, freed, images = [name for name in names if name not in why], {}, {}
+    gone, freed, images, volumes = [name for name in names if name not in why], {}, {}, []
     counted = set()
     for name in sorted(gone, key=lambda name: order(store, name)):
         own = [blob for blob in release.blobs(locks[name]) if blob in blobs and blob not in counted]
         counted.update(own)
         freed[name] = sum(blobs[blob] for blob in own)
-        tag = locks[name].image.tag
-        in_use = any(tag == image or identity in locks[name].image.ids for _, image, identity in used)
-        if not in_use and all(locks[other].image.tag != tag for other in kept):
+        tag, ids = locks[name].tag, release.image_ids(locks[name], bake.recorded(store, locks[name]))
+        in_use = any(tag == image or identity in ids for _, image, identity in used)
+        if not in_use and all(locks[other].tag != tag for other in kept):
             images.update(loaded(tag))
+        if locks[name].delivery == "online" and volume.mountpoint(locks[name]):
+            volumes.append(locks[name].volume)
     aside = [e.path for e in os.scandir(folder) if e.name.startswith(".") and e.name.endswith((".aside", ".new"))]
     busy = [path for path, _ in uses]
     leftovers = [path for path in aside if not any(b == path or b.startswith(path + os.sep) for b in busy)]
@@ -133,6 +137,7 @@ def plan(store, keep, asked):
         "releases": freed,
         "blobs": blobs,
         "images": images,
+        "volumes": volumes,
         "leftovers": sorted(leftovers),
         "kept": {n: why[n] for n in kept},
     }
@@ -163,6 +168,8 @@ def do(store, found):
         delete(path)
     for name in found["blobs"]:
         os.unlink(os.path.join(store, "blobs", name))
+    for name in found["volumes"]:
+        docker("volume", "rm", name)  # the engine itself refuses one that a container has
     for tag in found["images"]:
         docker("image", "rm", tag)
     if found["releases"]:

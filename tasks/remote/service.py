@@ -8,10 +8,12 @@ import re
 import subprocess
 import time
 
+import release
 from files import read
 from release import Refused
 
 MARKER = "# written by hf-offline"
+LOADER = "hf-model"  # the service beside it that loads a volume (lib/compose.py)
 STACK_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 
 
@@ -31,15 +33,26 @@ class Service:
         override = override or self.override
         return ["-f", os.path.join(self.stack, name), *(["-f", override] if os.path.exists(override) else [])]
 
-    def container(self):
-        """The service's container as `docker inspect` shows it, or None."""
+    def containers(self, name=None):
+        """The ids of the service's containers, running or not; a switch that was cut off can leave two."""
         compose = "label=com.docker.compose"
-        labels = (f"{compose}.project={self.project}", f"{compose}.service={self.name}", f"{compose}.oneoff=False")
+        service = name or self.name
+        labels = (f"{compose}.project={self.project}", f"{compose}.service={service}", f"{compose}.oneoff=False")
         found = docker("ps", "-aq", "--no-trunc", *(word for label in labels for word in ("--filter", label)))
         if found.returncode:
             said = found.stderr.strip()[-200:]
             raise Refused("docker", "does not answer", found=said, next="systemctl status docker")
-        ids = found.stdout.split()
+        return found.stdout.split()
+
+    def clear(self, name=None):
+        """Remove what is there of the service's containers, under whatever name Compose left them."""
+        ids = self.containers(name)
+        if ids:
+            docker("rm", "--force", *ids)
+
+    def container(self):
+        """The service's container as `docker inspect` shows it, or None."""
+        ids = self.containers()
         if not ids:
             return None
         shown = docker("inspect", ids[0])
@@ -60,12 +73,16 @@ class Service:
         """A Compose command that must succeed."""
         done = self.compose(*words, timeout=timeout)
         if done.returncode:
-            said = done.stderr.strip()[-500:]
-            raise Refused(f"docker compose {words[0]}", "failed", "success", said, "look at the stack's file")
+            said, mend = done.stderr.strip()[-500:], "look at the stack's file"
+            if ghost(said):
+                mend = "if nothing else has that port, Docker Engine lost track of it: systemctl restart docker"
+            raise Refused(f"docker compose {words[0]}", "failed", "success", said, mend)
 
     def up(self, timeout, recreate=False):
         more = ["--force-recreate"] if recreate else []
         self.done("up", "-d", "--no-build", "--pull", "never", *more, self.name, timeout=timeout)
+        if f"  {LOADER}:\n" not in (read(self.override) or ""):  # left by a release that loaded itself
+            self.clear(LOADER)
 
     def wait_healthy(self, deadline, was=None):
         """The container once it is healthy (or runs, where it has no health check); Refused on exit, restart or deadline.
@@ -111,14 +128,14 @@ class Service:
 
     def check_inside(self, found, store, release_id, expect_env):
         """What runs is what was proven: image, mount and environment of the very process."""
-        root = os.path.join(store, "releases", release_id)
-        tag = json.loads(read(os.path.join(root, "image", "manifest.json")))[0]["RepoTags"][0]
-        wanted = docker("image", "inspect", "-f", "{{.Id}}", tag).stdout.strip()
+        lock = release.parse(read(os.path.join(store, "releases", release_id, "lock.json")) or "", "lock.json")
+        wanted = docker("image", "inspect", "-f", "{{.Id}}", lock.tag).stdout.strip()
         if found["Image"] != wanted:
             raise Refused(self.name, "runs another image", wanted, found["Image"])
         mounts = {mount["Destination"]: mount.get("Source") for mount in found["Mounts"]}
-        if mounts.get(expect_env.get("HF_HOME", "")) != root:
-            raise Refused(self.name, "does not have the release mounted", root, str(mounts))
+        if not release.mounted_right(lock, store, mounts.get(expect_env.get("HF_HOME", ""))):
+            what = "does not have the release where its delivery puts it"
+            raise Refused(self.name, what, f"{lock.delivery} of {lock.short}", str(mounts))
         with open(f"/proc/{found['State']['Pid']}/environ", "rb") as file:
             pairs = [entry.partition(b"=") for entry in file.read().split(b"\0")]
         inside = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, _, value in pairs}
@@ -133,6 +150,27 @@ def docker(*words, timeout=120):
         return subprocess.run(["docker", *words], capture_output=True, text=True, errors="replace", timeout=timeout)
     except subprocess.TimeoutExpired as late:
         return subprocess.CompletedProcess(late.cmd, 124, "", f"no answer within {timeout} s")
+
+
+def ghost(said):
+    """Whether the engine holds a port for a container that is no more: its own memory after a power cut.
+
+    moby/moby#20486 and libnetwork#2448: only a restart of the engine gives such a port back.
+    """
+    return "port is already allocated" in said
+
+
+def restart_engine():
+    """The engine anew, where that disturbs nobody: -> whether it was done. Other containers are somebody's."""
+    if docker("ps", "-q").stdout.split():
+        return False
+    init = ["systemctl", "restart", "docker"]
+    if not os.path.isdir("/run/systemd/system"):
+        init = ["service", "docker", "restart"]
+    try:
+        return subprocess.run(init, capture_output=True, stdin=subprocess.DEVNULL, timeout=120).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def last_check(state):

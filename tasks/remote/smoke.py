@@ -1,9 +1,9 @@
 """Embeds offline in the container, against the mounted release, and says whether it is the model that was locked.
 
-    smoke --lock /models/hf/lock.json [--goldens /goldens.json] [--device auto|cpu|cuda] [--tolerance cuda/bfloat16=0.999,0.99]
+    smoke --lock /lock.json [--goldens /goldens.json] [--device auto|cpu|cuda] [--tolerance cuda/bfloat16=0.999,0.99]
 
 Runs where colpali-engine and torch are; HF_HOME is the release. One JSON line on standard output: "ok", "checks" (name,
-ok, detail), "device", "dtype", "attention", "load_seconds", "latency_ms" {"page", "query"} (median of forwards),
+ok, detail), "device", "dtype", "attention", "image_processor" (its class), "load_seconds", "latency_ms" {"page", "query"} (median of forwards),
 "peak_memory_bytes", "versions", "cosine" {"mean", "p1", "min"} against the goldens of class "against",
 "outbound_attempts", "scores" (MaxSim, queries × pages), "embeddings" {"class", "queries": texts, "inputs_sha256",
 "vectors": {"page0": {"shape": [n, 128], "f16": base64}, …}}.
@@ -74,10 +74,8 @@ def frame():
 
 def lacks(root, lock):
     """What the mounted cache lacks, named: repositories, refs, files, markers, links that leave it. [] is whole."""
-    tree, found = layout.tree(lock), []
+    tree, found = layout.cache_tree(lock), []
     for path in sorted(set(tree.links) | set(tree.texts)):
-        if path.startswith("image/"):
-            continue
         full = os.path.join(root, path)
         if not os.path.exists(full):
             what = "dangles" if os.path.islink(full) else "is missing"

@@ -21,8 +21,11 @@ import time
 
 import layout
 import release
+import signed
+import volume
 from files import answered, digests, keep, locked, now, read, sync, write
 from release import Refused
+from trees import differences
 
 # ------------------------------------------------------------------------------------------------------------- admit
 
@@ -85,8 +88,12 @@ def nobody_writes(user, within=10):
         time.sleep(0.2)
 
 
-def admit(store, lock, user):
-    """incoming/ -> blobs/, each byte hashed here against the lock; then the release. Missing, changed, extra: no."""
+def admit(store, lock, user, signers=release.SIGNERS):
+    """incoming/ -> blobs/, each byte hashed here against the lock; then the release. Missing, changed, extra: no.
+
+    Nor does anything move for a lock that is not signed, where this machine asks for signatures.
+    """
+    signed.check_lock(store, lock.id, signers)
     wanted = release.blobs(lock)
     lacking = release.missing(wanted, held(store, wanted))
     incoming, taken = os.path.join(store, "incoming"), os.path.join(store, "taken")
@@ -130,23 +137,9 @@ def faults(store, root, tree):
 
     A hard link to another file than the store's blob is a change: only those are hashed.
     """
-    found = []
-    there = set()
-    for folder, folders, files in os.walk(root):
-        for name in files + [f for f in folders if os.path.islink(os.path.join(folder, f))]:
-            there.add(os.path.relpath(os.path.join(folder, name), root))
-    expected = set(tree.blobs) | set(tree.links) | set(tree.texts)
-    found += [f"missing {path}" for path in sorted(expected - there)] + [f"extra {p}" for p in sorted(there - expected)]
-    for path in sorted(expected & there):
-        full = os.path.join(root, path)
-        if path in tree.links:
-            if not os.path.islink(full) or os.readlink(full) != tree.links[path]:
-                found.append(f"changed {path}")
-        elif path in tree.blobs and linked_elsewhere(full, os.path.join(store, "blobs", tree.blobs[path])):
-            found.append(f"changed {path}: not the blob of the store")
-        elif os.path.islink(full) or (path in tree.texts and read(full) != tree.texts[path]):
-            found.append(f"changed {path}")
-    return found
+    found = differences(root, tree, lambda path, sha256: linked_elsewhere(path, os.path.join(store, "blobs", sha256)))
+    elsewhere = {path for path, what in found.items() if what == "changed" and path in tree.blobs}
+    return [f"{what} {path}" + (": not the blob of the store" * (path in elsewhere)) for path, what in found.items()]
 
 
 def linked_elsewhere(path, blob):
@@ -235,6 +228,8 @@ def verify(store, lock, percent=100):
             os.unlink(path)
     root = os.path.join(store, "releases", lock.id)
     wrong = faults(store, root, layout.tree(lock)) if os.path.isdir(root) else []
+    if lock.delivery == "online" and percent == 100:
+        wrong += [f"{lock.volume}: {path} {what}" for path, what in sorted(volume.faults(lock).items())]
     missing = release.missing(wanted, held(store, wanted))
     if not damaged and not wrong and os.path.isdir(root) and not missing and percent == 100:
         stamp(store, lock.id, "verify")
@@ -255,6 +250,7 @@ def main(argv):
     parser.add_argument("--store", required=True)
     parser.add_argument("--user", default="")
     parser.add_argument("--sample", type=int, default=100)
+    parser.add_argument("--signers", default=release.SIGNERS)
     args = parser.parse_args(argv)
     os.umask(0o022)
     return answered(lambda: run(args), args.store)
@@ -265,4 +261,6 @@ def run(args):
         lock = release.parse(sys.stdin.read(), "the lock from the controller")
         if args.verb == "verify":
             return verify(args.store, lock, args.sample)
-        return {"ready": ready, "admit": admit}[args.verb](args.store, lock, args.user)
+        if args.verb == "admit":
+            return admit(args.store, lock, args.user, args.signers)
+        return ready(args.store, lock, args.user)

@@ -25,14 +25,16 @@ import subprocess
 import sys
 import time
 
+import signed
 from files import answered, held, locked, now, read, remove, write
 from probe import probe
 from records import Records
-from release import Refused
-from service import MARKER, Service, docker
+from release import SIGNERS, Refused
+from service import MARKER, Service, docker, ghost, restart_engine
 
 WAIT = 0.1  # seconds between looks for the confirmation
 REVERT = 300  # seconds at least: a short deadline is for the new release, the old one may take its time
+REVERTS = 3  # tries: what a power cut left of a container can make Compose fail once
 
 
 class Stopped(Exception):
@@ -42,15 +44,19 @@ class Stopped(Exception):
 def refuse_frozen(records):
     text = read(records.frozen)
     if text is not None:
+        try:
+            why = json.loads(text)["why"]
+        except (ValueError, LookupError, TypeError):
+            why = text
         said = "says that this host is frozen"
-        raise Refused(records.frozen, said, "no such file", text[:200], "mend the service, then remove that file")
+        raise Refused(records.frozen, said, "no such file", str(why)[:800], "mend the service, then remove that file")
 
 
 def check_before(records, service, release_id, candidate):
     """Everything that can be known before anything changes: release, image, override, Compose's own opinion."""
     root = os.path.join(records.store, "releases", release_id)
-    if not os.path.isdir(os.path.join(root, "hub")):
-        raise Refused(root, "is not built", "an admitted release", "no directory", "deploy.py")
+    if not os.path.isfile(os.path.join(root, "lock.json")):
+        raise Refused(root, "is not built", "an admitted release", "no lock.json in it", "deploy.py")
     if read(candidate) is None:
         raise Refused(candidate, "does not exist", "an override whose smoke test passed", "no file", "deploy.py")
     in_place = read(service.override)
@@ -86,6 +92,7 @@ def activate(args, ask, tell):
     refuse_frozen(records)
     recovered = recover(records)
     refuse_frozen(records)
+    signed.check(args.store, args.release, args.signers)
     candidate = os.path.join(args.store, "state", args.release, "compose.override.yaml")
     check_before(records, service, args.release, candidate)
     old, was, in_place = records.current(), service.container(), read(service.override)
@@ -182,13 +189,18 @@ def revert(records, intent):
     with contextlib.suppress(OSError):  # a full disk is no reason to leave an unproven release running
         records.journal("revert", to=intent["from"])
     service = Service(intent["stack"], intent["override"], intent["project"], intent["service"])
-    until = time.monotonic() + max(intent["within"], REVERT)
+    until, tries = time.monotonic() + max(intent["within"], REVERT), 0
     while True:
         try:
-            put_back(records, service, intent, until - time.monotonic())
+            put_back(records, service, intent, until - time.monotonic(), anew=tries > 0)
             break
         except Exception as error:
-            if time.monotonic() < until and not engine_answers():
+            answers = engine_answers()
+            tries += answers
+            if time.monotonic() < until and (not answers or tries < REVERTS):
+                if answers:
+                    anew = ghost(str(error)) and restart_engine()
+                    records.journal("revert again", why=str(error)[-300:], engine_restarted=anew)
                 time.sleep(1)  # an engine that restarts comes back
                 continue
             why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": last_words(service)}
@@ -199,8 +211,8 @@ def revert(records, intent):
     return finish(records, intent, {"state": "withdrawn"})["state"]
 
 
-def put_back(records, service, intent, within):
-    """The records, the override and the service as they were when the switch began."""
+def put_back(records, service, intent, within, anew):
+    """The records, the override and the service as they were when the switch began; `anew`: its containers go first."""
     if intent["from"] and records.current() != intent["from"]:
         write(os.path.join(records.store, "current"), f"{intent['from']}\n")
     elif not intent["from"]:
@@ -209,6 +221,8 @@ def put_back(records, service, intent, within):
         write(service.override, read(records.before))
     else:
         remove(service.override)
+    if anew:
+        service.clear()
     if intent["was_running"]:
         was = service.container()
         service.up(within)
@@ -328,6 +342,7 @@ def main(argv):
     parser.add_argument("--soak", type=float, default=0)
     parser.add_argument("--confirm", type=float, default=60)
     parser.add_argument("--recreate", action="store_true")
+    parser.add_argument("--signers", default=SIGNERS)
     args = parser.parse_args(argv)
     os.umask(0o022)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost connection is no reason to stop in the middle

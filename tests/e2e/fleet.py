@@ -109,14 +109,14 @@ def longest_gap(answers: list[tuple[float, str]]) -> float:
 
 
 @contextmanager
-def variant(**hosts: dict):
-    """The fleet's inventory with more data on some hosts (names with _ for -): -> its path."""
-    text = Path(ROOT / INVENTORY).read_text()
+def variant(of: str = INVENTORY, **hosts: dict):
+    """An inventory with more data on some hosts (names with _ for -): -> its path."""
+    text = Path(ROOT / of).read_text()
     for name, more in hosts.items():
         label = name.replace("_", "-")
         text += f'\nfor _name, _data in gpu_hosts:\n    if _name == "{label}":\n        _data.update({more!r})\n'
     files = {ROOT / "inventories/lab_variant.py": text}
-    files[ROOT / "group_data/lab_variant.py"] = (ROOT / "group_data/lab_fleet.py").read_text()
+    files[ROOT / "group_data/lab_variant.py"] = (ROOT / "group_data" / Path(of).name).read_text()
     for path, content in files.items():
         path.write_text(content)
     try:

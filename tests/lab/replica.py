@@ -10,13 +10,26 @@ path, its tensors bear the upstream's legacy names, and its tokenizer.json is a 
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 from pathlib import Path
 
+import replica_qwen2
+import replica_smol
 import torch
 from hub_repo import commit
-from safetensors.torch import save
+from replica_parts import (
+    LAYERS,
+    WORDS,
+    adapter_repository,
+    added_token,
+    document,
+    full_weights,
+    lora_weights,
+    pieces_of,
+    safe,
+    sharded,
+    skeleton,
+)
 
 BASE = "docai/colpaligemma-tiny-base"
 ADAPTER = "docai/colpali-tiny"
@@ -24,58 +37,8 @@ PLAIN = "docai/plain-tiny"
 # One seed a version; `wrong` is another model under the same names, for tests that a smoke test must fail.
 SEEDS = {"v1": 1101, "v2": 1102, "wrong": 1999}
 REFS = {"v1": ["v1", "main"], "v2": ["v2"], "wrong": ["wrong"]}
-RANK, ALPHA = 8, 8
+TARGETS = f"(.*(language_model).*({LAYERS}).*$|.*(custom_text_proj).*$)"
 IMAGE_SIZE, PATCH = 112, 14
-WORDS = [
-    "what",
-    "which",
-    "where",
-    "who",
-    "when",
-    "how",
-    "much",
-    "many",
-    "is",
-    "are",
-    "was",
-    "the",
-    "of",
-    "in",
-    "on",
-    "and",
-    "or",
-    "for",
-    "by",
-    "per",
-    "page",
-    "table",
-    "figure",
-    "revenue",
-    "year",
-    "quarter",
-    "total",
-    "growth",
-    "energy",
-    "price",
-    "bar",
-    "chart",
-    "red",
-    "green",
-    "blue",
-    "circle",
-    "left",
-    "right",
-    "small",
-    "large",
-    "question",
-    "describe",
-    "image",
-    "show",
-    "report",
-    "invoice",
-    "number",
-    "date",
-]
 
 
 # ----------------------------------------------------------------------------------------------------- tokenizer
@@ -85,19 +48,11 @@ def tokenizer_files() -> dict[str, bytes]:
     """A fast tokenizer of Gemma's kind (BPE with byte fallback, `▁` for a space), as the upstream ships it."""
     specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     located = [f"<loc{i:0>4}>" for i in range(1024)] + [f"<seg{i:0>3}>" for i in range(128)]
-    pieces = [f"<0x{i:02X}>" for i in range(256)] + ["▁"] + [chr(c) for c in range(33, 127)]
-    merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        left = "▁"
-        for letter in word:
-            if (left, letter) not in merges:
-                merges.append((left, letter))
-                pieces.append(left + letter)
-            left += letter
+    known, merges = pieces_of(WORDS, "▁")
+    pieces = [f"<0x{i:02X}>" for i in range(256)] + ["▁"] + [chr(c) for c in range(33, 127)] + known
     vocab = {token: i for i, token in enumerate(specials + pieces + located + ["<image>"])}
     added = [
-        {"id": vocab[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False}
-        | {"normalized": False, "special": token in specials or token == "<image>"}
+        added_token(vocab[token], token, special=token in specials or token == "<image>")
         for token in [*specials, *located, "<image>"]
     ]
     bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
@@ -231,126 +186,39 @@ def legacy(name: str) -> str:
     return name
 
 
-def wide(shape: torch.Size, generator: torch.Generator, gain: float) -> torch.Tensor:
-    """Random numbers whose spread keeps a signal's size through the layer: so that every weight matters."""
-    fan_in = shape[1:].numel() if len(shape) > 1 else shape[0]
-    return (torch.randn(shape, generator=generator) * gain / fan_in**0.5).to(torch.bfloat16)
+def neutral(name: str) -> float:
+    """Gemma's norm adds one to its weight; SigLIP's does not."""
+    return 1.0 if "vision_tower" in name and name.endswith("weight") else 0.0
 
 
-def skeleton(vocab_size: int) -> dict[str, torch.Size]:
-    """Name and shape of each weight of the model, from the real class; the tied output head left out."""
+def shapes() -> dict[str, torch.Size]:
+    """The model's weights; the tied output head left out."""
     from colpali_engine.models import ColPali
     from transformers import PaliGemmaConfig
 
-    with torch.device("meta"):
-        model = ColPali(PaliGemmaConfig(**config(vocab_size)))
-    return {name: value.shape for name, value in model.named_parameters() if "lm_head" not in name}
-
-
-def base_weights(shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1100)
-    weights = {}
-    for name, shape in sorted(shapes.items()):
-        if "norm" in name:
-            # Gemma's norm adds one to its weight; SigLIP's does not.
-            neutral = 1.0 if "vision_tower" in name and name.endswith("weight") else 0.0
-            weights[legacy(name)] = torch.full(shape, neutral, dtype=torch.bfloat16)
-        elif "embed_tokens" in name or "position_embedding" in name:
-            scale = 1.0 if "embed_tokens" in name else 0.3
-            weights[legacy(name)] = (torch.randn(shape, generator=generator) * scale).to(torch.bfloat16)
-        else:
-            weights[legacy(name)] = wide(shape, generator, 0.1 if name.endswith("bias") else 1.6)
-    return weights
-
-
-def adapter_weights(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
-    """LoRA pairs for the language model and the projection; lora_B is drawn too (training starts it at zero)."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in sorted(shapes.items()):
-        if not (("language_model" in name and "_proj" in name) or name == "custom_text_proj.weight"):
-            continue
-        stem = "base_model.model." + legacy(name).removesuffix(".weight")
-        weights[f"{stem}.lora_A.weight"] = wide(torch.Size((RANK, shape[1])), generator, 1.0).float()
-        weights[f"{stem}.lora_B.weight"] = wide(torch.Size((shape[0], RANK)), generator, 0.45).float()
-    return weights
-
-
-def adapter_config(base: str) -> dict:
-    parts = "down_proj|gate_proj|up_proj|k_proj|q_proj|v_proj|o_proj"
-    return {
-        "alpha_pattern": {},
-        "auto_mapping": None,
-        "base_model_name_or_path": base,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": "gaussian",
-        "lora_alpha": ALPHA,
-        "lora_dropout": 0.1,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": RANK,
-        "rank_pattern": {},
-        "revision": None,
-        "target_modules": f"(.*(language_model).*({parts}).*$|.*(custom_text_proj).*$)",
-        "task_type": "FEATURE_EXTRACTION",
-        "use_dora": False,
-        "use_rslora": False,
-    }
+    found = skeleton(ColPali, PaliGemmaConfig(**config(vocab_size())))
+    return {name: shape for name, shape in found.items() if "lm_head" not in name}
 
 
 # ------------------------------------------------------------------------------------------------------- layouts
 
 
-def document(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def safe(weights: dict[str, torch.Tensor]) -> bytes:
-    return save(weights, metadata={"format": "pt"})
+def vocab_size() -> int:
+    return len(json.loads(tokenizer_files()["tokenizer.json"])["model"]["vocab"])
 
 
 def base_files() -> dict[str, bytes]:
-    files = processor_files()
-    vocab_size = len(json.loads(files["tokenizer.json"])["model"]["vocab"])
-    weights = base_weights(skeleton(vocab_size))
-    names = sorted(weights)
-    shards, total = {"model-00001-of-00002.safetensors": {}, "model-00002-of-00002.safetensors": {}}, 0
-    size = sum(weights[name].nbytes for name in names)
-    first, second = shards
-    where = {}
-    for name in names:
-        where[name] = first if total < size * 0.8 else second
-        shards[where[name]][name] = weights[name]
-        total += weights[name].nbytes
-    index = {"metadata": {"total_size": size}, "weight_map": where}
-    files |= {shard: safe(part) for shard, part in shards.items()}
+    files = processor_files() | sharded(full_weights(shapes(), 1100, legacy, neutral))
     return files | {
-        "config.json": document(config(vocab_size)),
-        "model.safetensors.index.json": document(index),
+        "config.json": document(config(vocab_size())),
         "README.md": b"---\nlicense: mit\n---\n# A tiny ColPaliGemma base with random weights, for tests\n",
     }
 
 
 def adapter_files(version: str) -> dict[str, bytes]:
     """The adapter's repository: no config.json, and a training checkpoint that no release may take."""
-    files = processor_files()
-    vocab_size = len(json.loads(files["tokenizer.json"])["model"]["vocab"])
-    weights = adapter_weights(skeleton(vocab_size), SEEDS[version])
-    stale = {name: torch.zeros_like(value) for name, value in weights.items()}
-    return files | {
-        "adapter_config.json": document(adapter_config(BASE)),
-        "adapter_model.safetensors": safe(weights),
-        "README.md": f"---\nlicense: mit\nbase_model: {BASE}\n---\n# A tiny ColPali for tests\n".encode(),
-        "git_hash.txt": b"0000000000000000000000000000000000000000\n",
-        "results.json": document({"ndcg_at_5": 0.0}),
-        "training_config.yml": b"config:\n  seed: 0\n",
-        "checkpoint-10/adapter_config.json": document(adapter_config("./models/colpaligemma-tiny-base")),
-        "checkpoint-10/adapter_model.safetensors": safe(stale),
-        "checkpoint-10/optimizer.pt": pickle.dumps({"state": {}}, protocol=4),
-        "checkpoint-10/training_args.bin": pickle.dumps({"seed": 0}, protocol=4),
-    }
+    weights = lora_weights(shapes(), SEEDS[version], legacy, TARGETS)
+    return processor_files() | adapter_repository(BASE, TARGETS, weights, "A tiny ColPali for tests")
 
 
 def plain_files(version: str) -> dict[str, bytes]:
@@ -374,7 +242,7 @@ def versions() -> list[tuple[str, str, list[str], dict[str, bytes]]]:
     """(repository, version, refs, files) for each commit of the lab's Hub, in the order they were made."""
     base = [(BASE, "v1", ["main"], base_files())]
     adapters = [(ADAPTER, version, REFS[version], adapter_files(version)) for version in SEEDS]
-    return base + adapters + plain_versions()
+    return base + adapters + replica_qwen2.versions() + replica_smol.versions() + plain_versions()
 
 
 def main(out: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tasks.lib import compose, settings
+from tasks.lib import compose, release, settings
 
 
 @pytest.fixture
@@ -56,3 +56,35 @@ def test_the_smoke_service_has_no_network_and_no_rights(lock, chosen):
 def test_an_operators_environment_reaches_both(lock, chosen):
     services = made(lock, chosen, environment={"OMP_NUM_THREADS": "2"})
     assert all(service["environment"]["OMP_NUM_THREADS"] == "2" for service in services.values())
+
+
+def way(document, delivery):
+    document["serve"] |= {"delivery": delivery, **({"hf_home": "/models/hf"} if delivery == "bake" else {})}
+    return release.parse(release.write(document))
+
+
+def test_baked_nothing_of_the_store_is_mounted_into_the_service(document, chosen):
+    lock = way(document, "bake")
+    services = made(lock, chosen, delivery="bake")
+    assert "volumes" not in services["backend"] and services["backend"]["image"] == lock.tag != lock.image.tag
+    assert [v["target"] for v in services["smoke"]["volumes"]] == [compose.TOOL, compose.LOCK, compose.GOLDENS]
+
+
+def test_online_the_service_waits_for_the_loader_and_reads_its_volume_offline(document, chosen):
+    lock = way(document, "online")
+    text = compose.override(lock, chosen.model_copy(update={"delivery": "online", "xet": "silent"}), "/t.pyz", True)
+    services = yaml.safe_load(text)["services"]
+    backend, loader = services["backend"], services[compose.LOADER]
+    assert backend["depends_on"] == {compose.LOADER: {"condition": "service_completed_successfully"}}
+    assert backend["environment"]["HF_HUB_OFFLINE"] == "1" and backend["volumes"][0]["read_only"] is True
+    assert loader["environment"]["HF_ENDPOINT"] == "https://huggingface.co" and "ports" not in loader
+    assert loader["environment"]["HF_HUB_DISABLE_XET"] == backend["environment"]["HF_HUB_DISABLE_XET"] == "1"
+    assert yaml.safe_load(text)["volumes"] == {compose.VOLUME: {"name": lock.volume}}
+    assert services["smoke"]["network_mode"] == "none" and "depends_on" not in services["smoke"]
+
+
+def test_a_chosen_image_processor_is_told_to_both_and_the_default_to_none(document, lock, chosen):
+    assert all("IMAGE_PROCESSOR" not in service["environment"] for service in made(lock, chosen).values())
+    document["serve"]["image_processor"] = "pil"
+    services = made(release.parse(release.write(document)), chosen)
+    assert all(service["environment"]["IMAGE_PROCESSOR"] == "pil" for service in services.values())

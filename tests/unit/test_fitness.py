@@ -26,6 +26,8 @@ SEEN = {
     "gpus": None,
     "skopeo": "skopeo 1.9",
     "venv": True,
+    "ssh_keygen": "/usr/bin/ssh-keygen",
+    "signers": None,
     "egress": [],
     "store_filesystem": {"path": "/srv/models", "device": 1, "mount": "/", "free_bytes": 10**12, "free_inodes": 10**6},
     "store": {
@@ -126,6 +128,54 @@ def test_unknown_is_a_complaint(chosen, lock):
 def test_a_store_that_must_be_mounted_is_checked(seen, chosen, lock):
     strict = chosen.model_copy(update={"store_is_mount": True})
     assert "is not mounted" in complaints(seen, strict, lock)[0]
+
+
+LIST = [[release.SIGNERS, 0, 0o100644], ["/etc/hf-offline", 0, 0o40755], ["/etc", 0, 0o40755], ["/", 0, 0o40755]]
+
+
+def changed(number, **more):
+    """LIST with another owner or mode of one of its parts."""
+    found = [dict(zip(("path", "owner", "mode"), part, strict=True)) for part in LIST]
+    found[number] |= more
+    return [list(part.values()) for part in found]
+
+
+@pytest.mark.parametrize("role", ["gpu", "bastion"])
+def test_with_sign_each_machine_says_who_may_sign(seen, chosen, lock, role):
+    asked = chosen.model_copy(update={"sign": True})
+    assert f"has no {release.SIGNERS}" in complaints(seen, asked, lock, role)[0]
+    seen["signers"] = LIST
+    assert complaints(seen, asked, lock, role) == complaints(seen, chosen, lock, role) == []
+    seen["ssh_keygen"] = None
+    assert "ssh-keygen is missing" in complaints(seen, chosen, lock, role)[0], "the list decides, not the setting"
+
+
+@pytest.mark.parametrize(
+    ("found", "good"),
+    [
+        (LIST, True),
+        (changed(1, mode=0o41777), True),  # sticky, as /tmp: what is root's there stays
+        (changed(0, owner=1000), False),
+        (changed(0, mode=0o100664), False),
+        (changed(0, mode=0o100646), False),
+        (changed(0, mode=0o101646), False),
+        (changed(0, mode=0o120777), False),  # a link
+        (changed(0, mode=0o40755), False),
+        (changed(1, owner=1000), False),
+        (changed(1, mode=0o40775), False),
+        (changed(2, mode=0o40757), False),
+        ([[release.SIGNERS, -1, 0]], False),  # unknown
+    ],
+)
+def test_who_may_sign_is_roots_alone_to_say(seen, chosen, lock, found, good):
+    seen["signers"] = found
+    said = complaints(seen, chosen, lock)
+    assert said == [] if good else len(said) == 1 and "others than root" in said[0] and "Next: " in said[0]
+
+
+def test_what_is_not_signed_is_named_with_the_command():
+    assert fitness.unsigned([]) == []
+    assert "Next: ssh-keygen -Y sign -n hf-offline -f KEY a.json b.json" in fitness.unsigned(["a.json", "b.json"])[0]
 
 
 def test_gpus_are_asked_for(seen, chosen, lock):

@@ -28,6 +28,7 @@ DOCUMENT = {
     "dry": False,
     "verdict": "failed",
     "plan": [["a"], ["b"]],
+    "costs": {"bake": {"image": 7_000_000, "model_change": 3_000_000, "code_change": 12_000}},
     "hosts": {"a": row(), "b": row("withdrawn", "it <b>broke</b>")},
     "retry": "pyinfra -y inventories/prod.py deploy.py",
 }
@@ -35,7 +36,18 @@ DOCUMENT = {
 
 def test_the_page_tells_it_all():
     words = page.html(DOCUMENT)
-    for word in ("failed", "op@desk", "a (wave 1)", "b (wave 2)", "withdrawn", "500.0 kB moved", "3.0 s ✗", "f" * 12):
+    for word in (
+        "failed",
+        "op@desk",
+        "a (wave 1)",
+        "b (wave 2)",
+        "withdrawn",
+        "500.0 kB moved",
+        "3.0 s ✗",
+        "f" * 12,
+        "7.0 MB",
+        "12.0 kB",
+    ):
         assert word in words, word
     assert "it &lt;b&gt;broke&lt;/b&gt;" in words and "<b>broke" not in words
 

@@ -15,5 +15,5 @@ def test_the_table_of_settings_is_the_codes():
 
 def test_every_bad_state_is_explained():
     bad = ("unfit", "held", "unreachable", "failed", "not proven", "withdrawn", "frozen", "incomplete", "drifted")
-    for state in (*bad, "damaged", "unreadable", "not withdrawn", "active, not readmitted"):
+    for state in (*bad, "unsigned", "damaged", "unreadable", "not withdrawn", "active, not readmitted"):
         assert f"| `{state}`" in README and state not in report.GOOD

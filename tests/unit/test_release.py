@@ -87,7 +87,7 @@ def test_code_pickles_and_leftovers_are_not_taken(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["model.safetensors", "config.json", "chat_template.jinja", "merges.txt", "tokenizer.model"]
+    "path", ["model.safetensors", "config.json", "chat_template.jinja", "merges.txt", "vocab.json", "tokenizer.model"]
 )
 def test_what_a_model_needs_is_taken(path):
     assert release.taken(path)
@@ -228,6 +228,10 @@ def test_the_embedding_space_is_what_decides_a_vector(document):
     assert changed(document, image__name="docai/backend:2.0") == same
     assert changed(document, serve__attention="eager") == same
     assert changed(document, serve__dtype="float32") != same
+    assert changed(document, serve__image_processor="pil") not in (
+        same,
+        changed(document, serve__image_processor="torchvision"),
+    )
     other = {
         **document["models"][0]["files"],
         "adapter_model.safetensors": {"size": 3, "sha256": "d" * 64, "etag": "d" * 64},
@@ -256,6 +260,47 @@ def test_full_image_names(name, full):
 
 def test_nothing_in_a_message_steers_a_terminal():
     assert "\x1b" not in release.say({"where": "x", "what": "\x1b[2J", "found": "\x07a"})
+
+
+# ------------------------------------------------------------------------------------------------- ways of delivery
+
+
+def delivered(document, delivery, **more):
+    document["serve"] |= {"delivery": delivery, **more}
+    return release.parse(release.write(document))
+
+
+def test_each_way_is_a_release_of_its_own_in_the_same_space(document, lock):
+    baked = delivered(document, "bake", hf_home="/models/hf")
+    assert baked.id != lock.id and release.space(baked) == release.space(lock)
+    assert lock.delivery == "mount" and lock.tag == lock.image.tag != baked.tag
+
+
+def test_online_the_store_brings_the_image_alone(document, lock):
+    online = delivered(document, "online")
+    assert release.blobs(online) == release.image_blobs(online) and release.model_files(online) != {}
+    assert set(layout.tree(online).texts) >= {"lock.json"} and not layout.tree(online).links
+    assert layout.cache_tree(online).links == layout.cache_tree(lock).links != {}
+
+
+@pytest.mark.parametrize(
+    "serve", [{"delivery": "stick"}, {"delivery": "bake"}, {"delivery": "bake", "hf_home": "a/../b"}]
+)
+def test_a_delivery_that_is_none_is_refused(document, serve):
+    document["serve"] |= serve
+    with pytest.raises(release.Refused):
+        release.parse(release.write(document))
+
+
+def test_what_is_mounted_tells_the_ways_apart(document, lock):
+    root = f"/srv/models/releases/{lock.id}"
+    assert release.mounted_right(lock, "/srv/models", root) and not release.mounted_right(lock, "/srv/models", None)
+    online = delivered(document, "online")
+    volume = f"/var/lib/docker/volumes/{online.volume}/_data"
+    assert release.mounted_right(online, "/srv/models", volume)
+    assert not release.mounted_right(online, "/srv/models", "/var/lib/docker/volumes/other/_data")
+    baked = delivered(document, "bake", hf_home="/models/hf")
+    assert release.mounted_right(baked, "/srv/models", None) and not release.mounted_right(baked, "/srv/models", root)
 
 
 def test_a_blob_is_split_into_parts_that_are_all_of_it():

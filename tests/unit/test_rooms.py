@@ -42,16 +42,8 @@ SHIPPED = {"release"} | {path.stem for path in (ROOT / "tasks/remote").glob("*.p
 REMOTE = {
     "wheels.py": {"packaging"},
     "fetch.py": {"huggingface_hub", "tenacity"},
-    "colpali.py": {
-        "huggingface_hub",
-        "colpali_engine",
-        "torch",
-        "transformers",
-        "PIL",
-        "numpy",
-        "peft",
-        "safetensors",
-    },
+    "colpali.py": {"huggingface_hub", "torch", "PIL", "numpy"},
+    "families.py": {"colpali_engine", "transformers"},
 }
 PURE = (
     "tasks/lib/release.py",

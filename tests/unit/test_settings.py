@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import typing
+
+import families
 import pytest
 
 from tasks.lib import settings
@@ -41,6 +44,8 @@ def test_an_unknown_key_names_the_nearest_known_one(values):
         ("image", "docai/backend"),
         ("image", "docker://-x"),
         ("dtype", "float8"),
+        ("family", "colbert"),
+        ("image_processor", "fast"),
         ("model_store", "srv/models"),
         ("model_store", "/srv/../etc"),
         ("model_store", "/srv/a b"),
@@ -93,6 +98,11 @@ def test_a_missing_key_is_named(values, key):
 )
 def test_image_names(source, name):
     assert settings.image_name(source) == name
+
+
+def test_the_families_are_those_that_the_smoke_test_can_load():
+    known = set(typing.get_args(settings.Settings.model_fields["family"].annotation))
+    assert known == {*families.FAMILIES, "plain"}
 
 
 @pytest.mark.parametrize(("text", "count"), [("64GB", 64 * 10**9), ("1.5MB", 1_500_000), ("2kB", 2000)])

@@ -64,11 +64,41 @@ def test_each_drift_is_named(served, wanted, lock):
         (lambda s: s["container"]["process"].update(HF_HUB_OFFLINE="0"), "another environment: HF_HUB_OFFLINE"),
         (lambda s: s["store"].update(frozen={"why": "x"}), "is frozen"),
         (lambda s: s["store"].update(locks={}), "missing or not readable"),
+        (lambda s: s.update(signers=[["/x", 0, 0o100644]]), "what serves here has none"),
     ):
         seen = copy.deepcopy(served)
         change(seen)
         found = standing.drift(seen, wanted)
         assert len(found) == 1 and said in found[0], found
+
+
+BARE = {"lock": None, "goldens": None}
+SIGNED = {"lock": "a", "goldens": "b"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "in_git", "staged"),
+    [
+        (None, BARE, True),
+        (SIGNED, BARE, True),
+        (SIGNED, SIGNED, True),
+        (None, SIGNED, False),
+        ({**SIGNED, "lock": "c"}, SIGNED, False),
+        ({**SIGNED, "goldens": None}, SIGNED, False),
+    ],
+)
+def test_a_host_that_lacks_the_signatures_in_git_is_staged_again(served, wanted, lock, kept, in_git, staged):
+    served["docker"]["images"] = [lock.image.tag]
+    text = compose.override(lock, wanted, TOOL, True)
+    served["store"]["states"][lock.id]["signed"] = kept
+    assert standing.staged(served, lock, text, in_git) is staged
+    assert standing.as_asked(served, wanted, lock, text, in_git, now=1) is staged
+
+
+def test_a_signed_release_does_not_drift_where_signatures_are_asked_for(served, wanted, lock):
+    served["signers"] = [["/x", 0, 0o100644]]
+    served["store"]["states"][lock.id]["signed"] = SIGNED
+    assert standing.drift(served, wanted) == []
 
 
 def test_a_space_change_needs_the_operators_word(served, wanted, document):

@@ -83,6 +83,10 @@ def texts(lock: Lock, settings: Settings, goldens: Any) -> dict[str, str]:
     if goldens.has(lock):
         found["goldens.json"] = goldens.text(lock)
         copy += f" && cp goldens.json ~/hf-offline/{goldens.path}"
+    for name, entry in locks.signed(settings, lock).items():
+        if entry and entry["signature"]:
+            found[f"{name}.json.sig"] = entry["signature"]
+            copy += f" && cp {name}.json.sig ~/hf-offline/{entry['path']}.sig"
     words = {"release": lock.id, "model": lock.served.repo, "python": settings.bundle_python, "copy": copy}
     return {**found, "README.txt": README.format(**words)}
 

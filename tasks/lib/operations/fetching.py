@@ -12,9 +12,10 @@ from pyinfra import host, state
 from pyinfra.api import QuoteString, StringCommand, operation
 
 from tasks.lib import compose, fitness, fleet, report
-from tasks.lib.calls import ROOT, call, ensure_tool, expect, guarded, put, tool_path
+from tasks.lib.calls import ROOT, call, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.lib.operations import signing
 from tasks.lib.operations.staging import smoke
-from tasks.lib.release import Lock, Refused, blobs, image_blobs, missing, model_blobs
+from tasks.lib.release import Lock, Refused, blobs, image_blobs, missing, model_blobs, sign_command
 from tasks.lib.settings import Settings, image_name
 
 PINS = ROOT / "remote" / "requirements.txt"
@@ -23,7 +24,7 @@ PINS = ROOT / "remote" / "requirements.txt"
 def hub(settings: Settings, **more: Any) -> str:
     """What fetch reads on standard input: the token goes this way alone, never by argv, environment or disk."""
     token = os.environ.get(settings.token_variable) or None
-    return json.dumps({"token": token, "endpoint": settings.hub, "xet": settings.xet, **more})
+    return json.dumps({"token": token, "endpoint": settings.hub, "xet": settings.xet != "off", **more})
 
 
 def venv(settings: Settings) -> str:
@@ -76,6 +77,7 @@ def fetch(lock: Lock, settings: Settings):
 
     def work(host: Any) -> bool:
         set_up_bastion(host, settings)
+        signing.bring(host, settings, lock)
         moved = 0
         if settings.source == "bundle":
             moved = take(host, settings, lock)
@@ -132,6 +134,7 @@ def prove(lock: Lock, settings: Settings, goldens: Any):
         document = json.dumps(lock.document)
         folder = f"{settings.model_store}/state/{lock.id}"
         set_up_bastion(host, settings)
+        signing.bring(host, settings, lock)
         # The bastion has no GPU as a rule; its goldens are of its own class, and the tolerance knows.
         here = settings.model_copy(update={"gpus": 0})
         expect(call(host, "store", "admit", document=document, deadline=3600))
@@ -141,8 +144,14 @@ def prove(lock: Lock, settings: Settings, goldens: Any):
             raise Refused(host.name, "cannot write the smoke test's compose file", next=f"look at {folder}")
         answer = smoke(host, lock, here, [f"{folder}/compose.smoke.yaml"], folder)
         goldens.save(lock, answer["embeddings"])
-        report.record(host.name, proven=True, state="proven", latency_ms=answer["latency_ms"]["page"])
+        report.record(host.name, latency_ms=answer["latency_ms"]["page"])
         report.record(host.name, outbound_attempts=answer["outbound_attempts"])
+        if signing.asked_for():
+            why = f"the release is proven, and its goldens are new: {goldens.path} is not signed"
+            return fail(
+                host, f"{why}. Next: {sign_command(str(goldens.path))}, commit, and the deploy again", "unsigned"
+            )
+        report.record(host.name, proven=True, state="proven")
         return True
 
     yield guarded(work, phase="prove")

@@ -33,6 +33,8 @@ def prune(settings: Settings, lock: Lock | None):
             logger.info(f"    [{host.name}] release {name[:12]}: {size(freed)}")
         for name, freed in sorted(found["images"].items()):
             logger.info(f"    [{host.name}] image {name}: up to {size(freed)} in Docker")
+        for name in found["volumes"]:
+            logger.info(f"    [{host.name}] volume {name}")
         for name, why in sorted(found["kept"].items()):
             logger.info(f"    [{host.name}] kept {name[:12]}: {why}")
         some = found["releases"] or found["blobs"] or found["images"] or found["leftovers"]

@@ -11,7 +11,7 @@ from pyinfra.api import operation
 from tasks.lib import locks, report
 from tasks.lib.calls import call, expect, fail, guarded
 from tasks.lib.operations import fetching
-from tasks.lib.release import FORMAT, Refused, parse, release_id, write
+from tasks.lib.release import FORMAT, Refused, parse, release_id, sign_command, write
 from tasks.lib.settings import Settings
 
 
@@ -75,10 +75,7 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
     for repo, names in sorted(new["left_out"].items()):
         logger.info(f"    {repo}: left out {', '.join(names) or 'nothing'}")
     image = fetching.export_image(target, settings, None)
-    serve: dict[str, Any] = {"model": settings.models[0].repo, "family": settings.family}
-    serve |= {"dtype": settings.dtype, "attention": settings.attention}
-    if settings.smoke_command:
-        serve["smoke_command"] = settings.smoke_command
+    serve = locks.served(settings)
     document = {"format": FORMAT, "asked": wanted, "models": models, "image": dict(image), "serve": serve}
     path, text = locks.lock_path(settings), write(document)
     parse(text, str(path))
@@ -87,6 +84,8 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
         locks.replace(path, text)
     report.record(target.name, state="same" if same else "locked", release=release_id(document))
     logger.info(f"    {path}: release {release_id(document)[:12]}" + (", as it was" if same else ", for git"))
+    if settings.sign and not same:
+        logger.info(f"    Next: {sign_command(str(path))}")
     return True
 
 

@@ -12,9 +12,10 @@ from gevent.lock import BoundedSemaphore
 from pyinfra import host, logger, state
 from pyinfra.api import operation
 
-from tasks.lib import compose, fitness, fleet, report, standing
+from tasks.lib import compose, fitness, fleet, locks, report, standing
 from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.display import Pushes
+from tasks.lib.operations import signing
 from tasks.lib.release import Lock, Refused, blobs
 from tasks.lib.settings import Settings
 
@@ -30,10 +31,11 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
         return
     need, total = fitness.lacking(seen, lock), sum(blobs(lock).values())
     report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
-    text = compose.override(lock, settings, tool_path(settings), goldens.has(lock))
-    whole = standing.staged(seen, lock, text)
+    golden = goldens.has(lock)
+    text = compose.override(lock, settings, tool_path(settings), golden)
+    whole = standing.staged(seen, lock, text, locks.signatures(settings, golden))
     old = standing.stale(seen, lock, settings, fleet.now()) and not standing.active(seen, settings, lock, text)
-    if whole and not old and not settings.verify and goldens.has(lock):
+    if whole and not old and not settings.verify and golden:
         about = seen["store"]["states"][lock.id]
         tell(host, about["smoke"])
         report.record(host.name, staged=True, state="ready", verified=about["verified"]["at"])
@@ -51,6 +53,7 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
 def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again: bool) -> bool:
     document = json.dumps(lock.document)
     set_up_host(target, settings)
+    signing.bring(target, settings, lock)
     if again:
         checked = expect(call(target, "store", "verify", document=document, deadline=3600))
         damaged = checked["damaged"]
@@ -161,5 +164,10 @@ def tell(target: Any, smoke: Mapping[str, Any]) -> None:
 def smoke(target: Any, lock: Lock, settings: Settings, files: list[str], directory: str) -> Mapping[str, Any]:
     """The smoke test of the release, by Compose from `files`; Refused with what it found wrong."""
     more: dict[str, Any] = {"project": f"hf-smoke-{lock.short}", "project_directory": directory, "file": files}
+    more["release"] = lock.id
+    if lock.delivery == "online":
+        within, document = settings.fetch_deadline, json.dumps(lock.document)
+        brought = call(target, "engine", "bring", document=document, within=within, deadline=2 * within + 60, **more)
+        report.record(target.name, loaded_bytes=expect(brought)["bytes"])
     within = settings.smoke_deadline
-    return expect(call(target, "engine", "smoke", release=lock.id, within=within, deadline=within + 60, **more))
+    return expect(call(target, "engine", "smoke", within=within, deadline=within + 60, **more))

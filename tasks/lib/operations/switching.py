@@ -76,6 +76,7 @@ def check_target(settings: Settings):
         lock, text = aim()
         ensure_tool(host)
         document = json.dumps(lock.document)
+        expect(call(host, "signed", "check", release=lock.id, deadline=300))
         found = expect(call(host, "store", "verify", document=document, deadline=3600))
         wrong = [blob["what"] for blob in found["damaged"].values()] + found["wrong"] + found["missing"]
         if wrong:

@@ -1,7 +1,7 @@
-"""A small document search backend, as someone else might write it: it embeds queries with ColPali.
+"""A small document search backend, as someone else might write it: it embeds queries with ColPali or one of its kind.
 
-It stands for the operator's own application, so it knows nothing of the deployment around it: it names a model,
-and the Hugging Face libraries find it. GET /health answers once the model is loaded; POST /embed embeds a query.
+It stands for the operator's own application, so it knows nothing of the deployment around it: it names a model and its
+class in colpali-engine, and the Hugging Face libraries find it. GET /health answers once the model is loaded; POST /embed embeds a query.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import colpali_engine.models
 import torch
-from colpali_engine.models import ColPali, ColPaliProcessor
+from transformers import AutoImageProcessor
 
 MODEL_ID = os.environ.get("MODEL_ID", "docai/colpali-tiny")
+MODEL_CLASS = os.environ.get("MODEL_CLASS", "ColPali")
+PROCESSOR_CLASS = os.environ.get("PROCESSOR_CLASS", f"{MODEL_CLASS}Processor")
+IMAGE_PROCESSOR = os.environ.get("IMAGE_PROCESSOR")  # torchvision or pil; by default the library chooses
 DTYPE = os.environ.get("DTYPE", "bfloat16")
 PORT = int(os.environ.get("PORT", "8000"))
 MAX_BODY = 1 << 20
@@ -24,13 +28,19 @@ log = logging.getLogger("backend")
 
 
 class Embedder:
-    """One ColPali and its processor; a lock, since a forward on two threads only makes both slower."""
+    """One model and its processor; a lock, since a forward on two threads only makes both slower."""
 
     def __init__(self) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.processor = ColPaliProcessor.from_pretrained(MODEL_ID)
-        self.model = ColPali.from_pretrained(MODEL_ID, dtype=getattr(torch, DTYPE), device_map=self.device).eval()
+        model, processor = (getattr(colpali_engine.models, name) for name in (MODEL_CLASS, PROCESSOR_CLASS))
+        self.processor = processor.from_pretrained(MODEL_ID)
+        if IMAGE_PROCESSOR:
+            self.processor.image_processor = AutoImageProcessor.from_pretrained(MODEL_ID, backend=IMAGE_PROCESSOR)
+        self.model = model.from_pretrained(MODEL_ID, dtype=getattr(torch, DTYPE), device_map=self.device).eval()
         self.lock = threading.Lock()
+
+    def image_processor(self) -> str:
+        return type(self.processor.image_processor).__name__
 
     def query(self, text: str) -> list[list[float]]:
         """Return the query's embedding: one vector of 128 numbers a token."""
@@ -44,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            self.answer(200, {"status": "ok", "model": MODEL_ID})
+            self.answer(200, {"status": "ok", "model": MODEL_ID, "image_processor": self.embedder.image_processor()})
         else:
             self.answer(404, {"error": f"no such page: {self.path}"})
 
