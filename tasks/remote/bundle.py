@@ -34,7 +34,7 @@ from release import Refused
 FORMAT = 1
 # What an earlier bundle may have left on the drive: only this is ever deleted.
 OURS = {
-    "": re.compile(r"goldens\.json"),
+    "": re.compile(r"goldens\.json|(lock|goldens)\.json\.sig"),
     "parts": re.compile(r"[0-9a-f]{64}(\.\d{3,})?(\.new)?"),
     "wheels": re.compile(r".*\.whl(\.new)?"),
 }

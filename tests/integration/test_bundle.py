@@ -411,6 +411,14 @@ def test_the_tools_archive_is_the_same_each_time_and_holds_the_last_commit():
     assert all(name.startswith("hf-offline") for name in names)
 
 
+def test_goldens_and_signatures_of_an_older_bundle_do_not_stay(bastion, stick, document):
+    texts = {"lock.json": release.write(document), "goldens.json": "{}", "lock.json.sig": "x", "goldens.json.sig": "y"}
+    write(bastion, stick, document, texts=texts)
+    assert set(texts) <= {path.name for path in stick.iterdir()}
+    write(bastion, stick, document, texts={"lock.json": texts["lock.json"]})
+    assert set(texts) & {path.name for path in stick.iterdir()} == {"lock.json"}
+
+
 # --------------------------------------------------------------------------------------------------------------- space
 
 
