@@ -20,6 +20,7 @@ settings = run.open_run()
 if not settings.bundle:
     raise PyinfraError("tasks/bundle.py needs the drive's directory on the bastion. Next: --data bundle=/media/stick")
 lock = run.refuse(locks.read_lock, settings, run.inventory_name())
+run.refuse(locks.check_signed, settings, lock)
 goldens = locks.Goldens(settings)
 have, have_at = run.refuse(bundling.read_have, settings.have)
 extra = run.refuse(bundling.extra, lock, goldens)

@@ -16,7 +16,7 @@ SMOKE, LOADER = "smoke", "hf-model"
 TOOL = "/tool.pyz"
 GOLDENS = "/goldens.json"
 LOCK = "/lock.json"
-VOLUME = "hf-cache"
+VOLUME = "hf-offline-cache"
 HARDENED = {
     "read_only": True,
     "tmpfs": ["/tmp"],  # noqa: S108 - inside the container
@@ -119,11 +119,16 @@ def _loader(lock: Lock, settings: Settings, tool: str) -> dict[str, Any]:
         "restart": "no",
         "user": "0:0",
         "environment": {
+            # Whatever the image itself says: this one service does reach out, and as nobody.
             "HF_ENDPOINT": settings.hub,
             "HF_HOME": "/tmp",  # noqa: S108 - inside the container
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "30",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **_xet(settings),
+            **({"HF_HUB_DISABLE_XET": "1"} if settings.xet == "off" else {}),
         },
         "entrypoint": [settings.python, TOOL, "online"],
         "command": ["--lock", LOCK, "--home", settings.hf_home],

@@ -191,9 +191,10 @@ def _space(seen: Seen, settings: Settings, lock: Lock | None, role: str) -> list
     disks = [(settings.model_store, seen["store_filesystem"], wanted, 3 * len(need) + 200)]
     if seen["docker"] and lock.tag not in seen["docker"]["images"]:
         layers = 3 * costs(lock)[lock.delivery]["image"]  # unpacked, plus the archive while it is read
-        if lock.delivery == "online":  # the volume
-            layers += sum(model_files(lock).values())
         disks.append((seen["docker"]["root"]["path"], seen["docker"]["root"], layers, 50000))
+    if seen["docker"] and lock.delivery == "online" and lock.volume not in seen["docker"]["volumes"]:
+        root, model = seen["docker"]["root"], sum(model_files(lock).values())
+        disks.append((f"{root['path']} (volume)", root, model, 200))
     found = []
     for device in {disk[1]["device"] for disk in disks}:
         on_it = [disk for disk in disks if disk[1]["device"] == device]

@@ -391,13 +391,16 @@ def image_ids(lock: Lock, baked: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(str(baked[key]) for key in ("config", "manifest")) if baked else ()
 
 
-def mounted_right(lock: Lock, store: str, source: str | None) -> bool:
-    """Whether `source`, what a container has mounted at HF_HOME, is where this release's cache lies."""
+def mounted_right(lock: Lock, store: str, mounts: Mapping[str, str | None], home: str) -> bool:
+    """Whether a container with these mounts (where -> from what) reads this release's cache in `home`, and no other."""
+    if any(where.startswith(f"{home}/") for where in mounts):
+        return False  # something lies over a part of it
+    if lock.delivery == "bake":  # a mount of a directory above would hide it
+        return not any(home == where or home.startswith(f"{where.rstrip('/')}/") for where in mounts)
+    source = mounts.get(home) or ""
     if lock.delivery == "mount":
         return source == f"{store}/releases/{lock.id}"
-    if lock.delivery == "bake":
-        return source is None
-    return source is not None and source.split("/")[-2:] == [lock.volume, "_data"]
+    return source.split("/")[-2:] == [lock.volume, "_data"]
 
 
 def offline(lock: Lock, home: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ def staged(seen: Seen, lock: Lock, override: str, signatures: Mapping[str, Any])
         and about.get("override") == override
         and (not signatures["lock"] or about.get("signed") == signatures)
         and bool(seen["docker"])
-        and lock.tag in seen["docker"]["images"]
+        and seen["docker"]["images"].get(lock.tag) in image_ids(lock, about.get("baked"))
         and (lock.delivery != "online" or lock.volume in seen["docker"]["volumes"])
     )
 
@@ -185,7 +185,7 @@ def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[
     if container["image"] not in image_ids(lock, about.get("baked")):
         found.append("the service runs another image")
     expected = environment_of(override, settings.service)
-    if not mounted_right(lock, settings.model_store, container["mounts"].get(expected["HF_HOME"])):
+    if not mounted_right(lock, settings.model_store, container["mounts"], expected["HF_HOME"]):
         found.append("the release is not what is mounted")
     inside: Mapping[str, str] = container["process"] or {}
     odd = sorted(key for key, value in expected.items() if inside.get(key) != value)

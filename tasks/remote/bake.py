@@ -22,17 +22,23 @@ CHUNK = 1 << 20
 
 
 class Counted:
-    """A file to write into that keeps the sha256 and the number of bytes of what went through; `out` gets it, too."""
+    """A file that keeps the sha256 and the number of bytes of what goes through, to `file` or from it."""
 
-    def __init__(self, out=None):
-        self.out, self.sha, self.size = out, hashlib.sha256(), 0
+    def __init__(self, file=None):
+        self.file, self.sha, self.size = file, hashlib.sha256(), 0
 
     def write(self, data):
         self.sha.update(data)
         self.size += len(data)
-        if self.out is not None:
-            self.out.write(data)
+        if self.file is not None:
+            self.file.write(data)
         return len(data)
+
+    def read(self, count):
+        data = self.file.read(count)
+        self.sha.update(data)
+        self.size += len(data)
+        return data
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,14 @@ def layer(out, root, lock):
                 archive.addfile(entry(name, tarfile.LNKTYPE, 0o444, link=first[tree.blobs[path]]))
             else:
                 with open(os.path.join(root, path), "rb") as file:
-                    archive.addfile(entry(name, tarfile.REGTYPE, 0o444, os.fstat(file.fileno()).st_size), file)
+                    source = Counted(file)
+                    archive.addfile(entry(name, tarfile.REGTYPE, 0o444, os.fstat(file.fileno()).st_size), source)
+                wanted = tree.blobs.get(path) or hashlib.sha256(tree.texts[path].encode()).hexdigest()
+                if source.sha.hexdigest() != wanted:
+                    found = source.sha.hexdigest()
+                    raise Refused(
+                        os.path.join(root, path), "is not the lock's", wanted, found, "deploy.py, verify=full"
+                    )
 
 
 def entry(name, kind, mode, size=0, link=""):
@@ -147,10 +160,7 @@ def stream(out, store, lock, baked):
                 out.write(chunk)
         pad(out, os.path.getsize(path))
     header(out, f"blobs/sha256/{baked.layer}", baked.layer_size)
-    again = Counted(out)
-    layer(again, root, lock)
-    if again.sha.hexdigest() != baked.layer:
-        raise Refused(root, "changed while it was baked", baked.layer, again.sha.hexdigest(), "the same again")
+    layer(out, root, lock)  # each of its files is held against the lock again
     pad(out, baked.layer_size)
     out.write(b"\0" * 1024)
 

@@ -102,13 +102,13 @@ def smoke(args):
     return answer
 
 
-def once(args, service, what, mend):
+def once(args, service, what, mend, more=()):
     """Run a service of ours by Compose, bounded -> (its JSON, its exit code)."""
     name = f"hf-{service.removeprefix('hf-')}-{args.release[:12]}-{os.getpid()}"
     words = ["compose", "-p", args.project, "--project-directory", args.project_directory]
     for path in args.file:
         words += ["-f", path]
-    words += ["--profile", "smoke", "run", "--rm", "-T", "--no-deps", "--name", name, service]
+    words += ["--profile", "smoke", "run", "--rm", "-T", "--no-deps", "--name", name, *more, service]
     try:
         done = docker(*words, stdin=subprocess.DEVNULL, timeout=args.within)
     except subprocess.TimeoutExpired as late:
@@ -127,14 +127,15 @@ def once(args, service, what, mend):
 def bring(args, lock):
     """The volume of a release that the host loads by itself, each byte as locked; what is not is loaded once more."""
     loaded = 0
-    for _ in range(2):
-        answer, _ = once(args, "hf-model", "loading the model", "setting fetch_deadline")
+    for more in ([], ["--env", "HF_OFFLINE_FULL=1"]):  # what has the right size is read only where it must be
+        answer, _ = once(args, "hf-model", "loading the model", "setting fetch_deadline", more)
         if not answer.get("ok"):
             return answer
         loaded += answer["bytes"]
         found = volume.faults(lock)
         if not found:
             return {"bytes": loaded}
+        write(os.path.join(args.store, "state", "recreate"), "")  # a service may have mapped what is wrong
         volume.clear(lock, found)
     odd = ", ".join(f"{path} {what}" for path, what in sorted(found.items())[:3])
     raise Refused(lock.volume, "does not match the lock", "every byte as locked", odd, "who writes there?")

@@ -81,9 +81,15 @@ def docker():
         "containerd_store": any("containerd" in driver for driver in drivers),
         "runtimes": sorted(info.get("Runtimes") or {}),
         "compose": output("docker", "compose", "version", "--short"),
-        "images": sorted((output("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}") or "").split()),
+        "images": images(),
         "volumes": sorted((output("docker", "volume", "ls", "-q") or "").split()),
     }
+
+
+def images():
+    """{name:tag: id}; an id is the config's digest, or the manifest's with containerd's store."""
+    lines = output("docker", "image", "ls", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}") or ""
+    return dict(line.split() for line in lines.splitlines() if len(line.split()) == 2)
 
 
 def gpus():

@@ -1,6 +1,6 @@
 """Loads the locked model into a volume, in the backend's container: for hosts that are connected, or reach a mirror.
 
-    online --lock /lock.json --home /models/hf        (environment: HF_ENDPOINT, HF_HUB_DISABLE_XET)
+    online --lock /lock.json --home /models/hf   (environment: HF_ENDPOINT, HF_HUB_DISABLE_XET; HF_OFFLINE_FULL: hash all)
 
 The service itself starts only when this has ended well, and reads the volume offline: so it gets the locked commit, and
 neither a branch that moved nor a Hub that is down can change or stop it. What is there stays; when nothing lacks,
@@ -26,12 +26,13 @@ TRIES = 5  # the image has huggingface_hub, but no library for retries
 
 
 def lacking(home, lock):
-    """[(model, name, file, path)] of what the cache in `home` lacks, by size; each blob once."""
-    found = {}
+    """[(model, name, file, path)] of what the cache in `home` lacks, by size, or by hash where asked; each blob once."""
+    found, full = {}, bool(os.environ.get("HF_OFFLINE_FULL"))
     for model in lock.models:
         for name, file in model.files.items():
             path = os.path.join(home, "hub", model.folder, "blobs", file.etag)
-            if not os.path.isfile(path) or os.path.getsize(path) != file.size:
+            there = os.path.isfile(path) and os.path.getsize(path) == file.size
+            if not there or (full and digest(path) != file.sha256):
                 found.setdefault(path, (model, name, file, path))
     return list(found.values())
 
@@ -71,8 +72,9 @@ def run(args):
         for path, target in tree.links.items():
             full = os.path.join(args.home, path)
             os.makedirs(os.path.dirname(full), exist_ok=True)
-            if not os.path.lexists(full):
-                os.symlink(target, full)
+            if not os.path.islink(full) or os.readlink(full) != target:
+                os.symlink(target, f"{full}.new")
+                os.replace(f"{full}.new", full)
         for path, text in sorted(tree.texts.items(), key=lambda item: item[0].endswith("refs/main")):  # refs come last
             full = os.path.join(args.home, path)
             os.makedirs(os.path.dirname(full), exist_ok=True)

@@ -28,7 +28,7 @@ def docker(*words):
     done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120)
     if done.returncode:
         found = done.stderr.strip()[-200:]
-        raise Refused("docker", "does not answer", "what its containers use", found, "systemctl status docker")
+        raise Refused(f"docker {' '.join(words[:2])}", "failed", "an answer", found, "systemctl status docker")
     return done.stdout
 
 
@@ -126,7 +126,8 @@ def plan(store, keep, asked):
         in_use = any(tag == image or identity in ids for _, image, identity in used)
         if not in_use and all(locks[other].tag != tag for other in kept):
             images.update(loaded(tag))
-        if locks[name].delivery == "online" and volume.mountpoint(locks[name]):
+        where = volume.mountpoint(locks[name]) if locks[name].delivery == "online" else None
+        if where and not any(source == where for source, _ in uses):
             volumes.append(locks[name].volume)
     aside = [e.path for e in os.scandir(folder) if e.name.startswith(".") and e.name.endswith((".aside", ".new"))]
     busy = [path for path, _ in uses]
@@ -159,19 +160,20 @@ def loaded(tag):
 
 
 def do(store, found):
+    # A release's directory goes last: while it stands, a run after one that was cut off finds what belongs to it.
+    for name in found["volumes"]:
+        docker("volume", "rm", name)
+    for tag in found["images"]:
+        docker("image", "rm", tag)
+    for path in found["leftovers"]:
+        delete(path)
     for name in found["releases"]:
         # Out of its name first: a release is whole or not there.
         aside = os.path.join(store, "releases", f".{name}.pruned.aside")
         os.rename(os.path.join(store, "releases", name), aside)
         delete(aside)
-    for path in found["leftovers"]:
-        delete(path)
     for name in found["blobs"]:
         os.unlink(os.path.join(store, "blobs", name))
-    for name in found["volumes"]:
-        docker("volume", "rm", name)  # the engine itself refuses one that a container has
-    for tag in found["images"]:
-        docker("image", "rm", tag)
     if found["releases"]:
         Records(store).journal("prune", releases=sorted(found["releases"]), bytes=sum(found["blobs"].values()))
     return found

@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 
+import bake
 import release
 from files import read
 from release import Refused
@@ -129,11 +130,11 @@ class Service:
     def check_inside(self, found, store, release_id, expect_env):
         """What runs is what was proven: image, mount and environment of the very process."""
         lock = release.parse(read(os.path.join(store, "releases", release_id, "lock.json")) or "", "lock.json")
-        wanted = docker("image", "inspect", "-f", "{{.Id}}", lock.tag).stdout.strip()
-        if found["Image"] != wanted:
-            raise Refused(self.name, "runs another image", wanted, found["Image"])
+        wanted = release.image_ids(lock, bake.recorded(store, lock))
+        if found["Image"] not in wanted:
+            raise Refused(self.name, "runs another image", " or ".join(wanted), found["Image"])
         mounts = {mount["Destination"]: mount.get("Source") for mount in found["Mounts"]}
-        if not release.mounted_right(lock, store, mounts.get(expect_env.get("HF_HOME", ""))):
+        if not release.mounted_right(lock, store, mounts, expect_env.get("HF_HOME", "")):
             what = "does not have the release where its delivery puts it"
             raise Refused(self.name, what, f"{lock.delivery} of {lock.short}", str(mounts))
         with open(f"/proc/{found['State']['Pid']}/environ", "rb") as file:
@@ -162,7 +163,8 @@ def ghost(said):
 
 def restart_engine():
     """The engine anew, where that disturbs nobody: -> whether it was done. Other containers are somebody's."""
-    if docker("ps", "-q").stdout.split():
+    running = docker("ps", "-q")
+    if running.returncode or running.stdout.split():
         return False
     init = ["systemctl", "restart", "docker"]
     if not os.path.isdir("/run/systemd/system"):

@@ -23,7 +23,7 @@ import layout
 import release
 import signed
 import volume
-from files import answered, digests, keep, locked, now, read, sync, write
+from files import answered, digests, keep, locked, now, read, remove, sync, write
 from release import Refused
 from trees import differences
 
@@ -228,12 +228,16 @@ def verify(store, lock, percent=100):
             os.unlink(path)
     root = os.path.join(store, "releases", lock.id)
     wrong = faults(store, root, layout.tree(lock)) if os.path.isdir(root) else []
-    if lock.delivery == "online" and percent == 100:
-        wrong += [f"{lock.volume}: {path} {what}" for path, what in sorted(volume.faults(lock).items())]
+    size = sum(wanted[sha256] for sha256 in paths.values())
+    if lock.delivery == "online":
+        wrong += [f"{lock.volume}: {path} {what}" for path, what in volume.faults(lock).items()]
+        size += sum(release.model_files(lock).values())
+    if wrong:  # not proven any more: the next deploy puts it right, and makes anew what has it mapped
+        remove(os.path.join(store, "state", lock.id, "verified-at"))
+        write(os.path.join(store, "state", "recreate"), "")
     missing = release.missing(wanted, held(store, wanted))
     if not damaged and not wrong and os.path.isdir(root) and not missing and percent == 100:
         stamp(store, lock.id, "verify")
-    size = sum(wanted[sha256] for sha256 in paths.values())
     return {
         "damaged": damaged,
         "wrong": wrong,

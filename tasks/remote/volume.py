@@ -35,8 +35,8 @@ def faults(lock):
 
 
 def clear(lock, found):
-    """Remove what is wrong, so that it is loaded again."""
+    """Remove what is not of the release. What is damaged stays until the loader has its replacement: a service runs on it."""
     root = mountpoint(lock)
     for path, what in found.items():
-        if root and what != "missing":
+        if root and what == "extra":
             os.unlink(os.path.join(root, path))

@@ -184,7 +184,9 @@ def test_online_the_host_loads_the_locked_commit_and_goes_back_and_forth(mirror)
         on(GPU1, f"chmod u+w {path}; printf x | dd of={path} conv=notrunc bs=1 seek=900 2>&1")
         found = pyinfra("tasks/verify.py", "--limit", GPU1, inventory=inventory)
         assert found.code == 1 and "hf-offline-" in found.host(GPU1)["why"]
-        mended = online(inventory, "deploy.py", "--data", "verify=full")
+        running = on(GPU1, "docker ps -q --no-trunc --filter name=docai-backend")
+        mended = online(inventory, "deploy.py")
+        assert on(GPU1, "docker ps -q --no-trunc --filter name=docai-backend") != running, "it had mapped the damage"
         assert mended.host(GPU1)["loaded_bytes"] == model_files("lab_online")[on(GPU1, f"sha256sum {path}").split()[0]]
         assert pyinfra("tasks/verify.py", "--limit", GPU1, inventory=inventory).code == 0
 

@@ -116,10 +116,16 @@ def test_the_archive_is_what_its_digests_say(baked):
     assert set(legacy["Layers"]) | {legacy["Config"]} <= set(texts)
 
 
-def test_a_release_that_changes_while_it_is_baked_is_refused(baked):
+@pytest.mark.parametrize("name", ["*/refs/main", "*/blobs/*"])
+def test_what_is_not_the_locks_is_not_baked(baked, name):
     host, lock, _, found = baked
-    text = next((host.store / "releases" / lock.id / "hub").glob("*/refs/main"))
-    text.chmod(0o644)
-    text.write_text("d" * 40)
-    with pytest.raises(release.Refused, match="changed while it was baked"):
-        bake.stream(io.BytesIO(), str(host.store), lock, found)
+    file = next((host.store / "releases" / lock.id / "hub").glob(name))
+    file.chmod(0o644)
+    data = file.read_bytes()
+    file.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    for work in (
+        lambda: bake.bake(str(host.store), lock),
+        lambda: bake.stream(io.BytesIO(), str(host.store), lock, found),
+    ):
+        with pytest.raises(release.Refused, match="is not the lock's"):
+            work()

@@ -19,7 +19,7 @@ SEEN = {
         "version": "26.1",
         "compose": "2.26.1",
         "root": {"path": "/var/lib/docker", "device": 2, "free_bytes": 10**12, "free_inodes": 10**6},
-        "images": [],
+        "images": {},
         "runtimes": ["runc"],
         "containerd_store": False,
     },
@@ -191,7 +191,7 @@ def test_gpus_are_asked_for(seen, chosen, lock):
 
 def test_nothing_is_needed_where_everything_is(seen, chosen, lock):
     seen["store"]["blobs"] = release.blobs(lock)
-    seen["docker"]["images"] = [lock.image.tag]
+    seen["docker"]["images"] = {lock.image.tag: lock.image.ids[0]}
     seen["store_filesystem"]["free_bytes"] = 0
     assert complaints(seen, chosen, lock) == []
     assert fitness.lacking(seen, lock) == {}
@@ -248,7 +248,7 @@ def test_a_drive_that_is_not_the_locks_is_named(seen, far, lock, found, says):
 
 def test_what_a_take_left_half_done_counts_as_room(seen, far, lock):
     seen |= {"bundle": drive(lock.id)}
-    seen["docker"]["images"] = [lock.image.tag]
+    seen["docker"]["images"] = {lock.image.tag: lock.image.ids[0]}
     most = sum(release.blobs(lock).values())
     seen["store_filesystem"]["free_bytes"] = fitness.MARGIN + most - 700
     assert "needs" in complaints(seen, far, lock, "bastion")[0]

@@ -292,15 +292,29 @@ def test_a_delivery_that_is_none_is_refused(document, serve):
         release.parse(release.write(document))
 
 
+HOME = "/models/hf"
+
+
 def test_what_is_mounted_tells_the_ways_apart(document, lock):
     root = f"/srv/models/releases/{lock.id}"
-    assert release.mounted_right(lock, "/srv/models", root) and not release.mounted_right(lock, "/srv/models", None)
+    assert release.mounted_right(lock, "/srv/models", {HOME: root, "/models": "/home/old"}, HOME)
+    assert not release.mounted_right(lock, "/srv/models", {}, HOME)
     online = delivered(document, "online")
     volume = f"/var/lib/docker/volumes/{online.volume}/_data"
-    assert release.mounted_right(online, "/srv/models", volume)
-    assert not release.mounted_right(online, "/srv/models", "/var/lib/docker/volumes/other/_data")
-    baked = delivered(document, "bake", hf_home="/models/hf")
-    assert release.mounted_right(baked, "/srv/models", None) and not release.mounted_right(baked, "/srv/models", root)
+    assert release.mounted_right(online, "/srv/models", {HOME: volume}, HOME)
+    assert not release.mounted_right(online, "/srv/models", {HOME: "/var/lib/docker/volumes/other/_data"}, HOME)
+    baked = delivered(document, "bake", hf_home=HOME)
+    assert release.mounted_right(baked, "/srv/models", {"/data": "/x", "/models/hf2": "/y"}, HOME)
+
+
+@pytest.mark.parametrize("delivery", release.DELIVERIES)
+@pytest.mark.parametrize("where", [HOME, "/models", f"{HOME}/hub"])
+def test_another_cache_over_the_releases_own_is_seen(document, delivery, where):
+    lock = delivered(document, delivery, **({"hf_home": HOME} if delivery == "bake" else {}))
+    mounts = {HOME: f"/srv/models/releases/{lock.id}"} if delivery == "mount" else {}
+    mounts |= {HOME: f"/volumes/{lock.volume}/_data"} if delivery == "online" else {}
+    good = where == "/models" and delivery != "bake"  # the release's own mount lies over it
+    assert release.mounted_right(lock, "/srv/models", {**mounts, where: "/home/old"}, HOME) is good
 
 
 def test_a_blob_is_split_into_parts_that_are_all_of_it():

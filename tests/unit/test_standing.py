@@ -88,7 +88,7 @@ SIGNED = {"lock": "a", "goldens": "b"}
     ],
 )
 def test_a_host_that_lacks_the_signatures_in_git_is_staged_again(served, wanted, lock, kept, in_git, staged):
-    served["docker"]["images"] = [lock.image.tag]
+    served["docker"]["images"] = {lock.image.tag: lock.image.ids[0]}
     text = compose.override(lock, wanted, TOOL, True)
     served["store"]["states"][lock.id]["signed"] = kept
     assert standing.staged(served, lock, text, in_git) is staged

@@ -70,7 +70,17 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
     ledger(target, lock, ready, moved, admitted)
     report.record(target.name, recreate=bool(admitted["relinked"] or admitted["replaced"]))
     expect(call(target, "engine", "load", document=document, deadline=3600))
-    return smoke_host(target, lock, settings, goldens)
+    if not smoke_host(target, lock, settings, goldens):
+        return False
+    if again and (damaged or checked["wrong"]):
+        after = expect(call(target, "store", "verify", document=document, deadline=3600))
+        bad = [blob["what"] for blob in after["damaged"].values()] + after["wrong"] + after["missing"]
+        if bad:
+            report.record(target.name, staged=False)
+            raise Refused(
+                target.name, "is damaged again", "every blob as locked", "; ".join(bad[:5]), "look at its disk"
+            )
+    return True
 
 
 def smoke_host(target: Any, lock: Lock, settings: Settings, goldens: Any) -> bool:

@@ -81,7 +81,8 @@ def check_target(settings: Settings):
         wrong = [blob["what"] for blob in found["damaged"].values()] + found["wrong"] + found["missing"]
         if wrong:
             what = f"release {lock.short} is not intact"
-            raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), "deploy.py, which repairs it")
+            mend = "deploy.py of that release's lock, which repairs it"
+            raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), mend)
         expect(call(host, "engine", "load", document=document, deadline=3600))
         report.record(host.name, **{**standing.proof(seen, lock.id), "verified": report.stamp(time.time())})
         report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id, override=text)
