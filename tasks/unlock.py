@@ -9,7 +9,7 @@ from pyinfra.api.exceptions import PyinfraError
 from tasks.lib import report, run
 from tasks.lib.operations.leasing import unlock
 
-settings = run.open_run()
+settings = run.open_run(bastion=False)
 if not settings.lease:
     raise PyinfraError("tasks/unlock.py needs the lease's id. Next: tasks/status.py shows it; then --data lease=ID")
 report.install(state, run.gpus(), None, report.STATUS)

@@ -8,7 +8,7 @@ from pyinfra import host, state
 from tasks.lib import report, run
 from tasks.lib.operations.checking import verify
 
-settings = run.open_run()
+settings = run.open_run(bastion=False)
 report.install(state, run.gpus(), None, report.VERIFY)
 
 if host.name in run.in_service():

@@ -271,10 +271,12 @@ def test_rollback_needs_neither_bastion_nor_hub(on_v1):
         lab.run("docker", "pause", name)
     try:
         run = fleet("tasks/rollback.py", *[word for name in direct for word in ("--limit", name)])
+        status = fleet("tasks/status.py", *[word for name in direct for word in ("--limit", name)])
     finally:
         for name in (BASTION, "lab-hub"):
             lab.run("docker", "unpause", name)
     assert run.code == 0, run.said[-3000:]
+    assert {status.host(name)["state"] for name in direct} == {"in order"}
     assert {current(name) for name in direct} == {on_v1} and current("lab-gpu2") == new
     assert {run.host(name)["state"] for name in direct} == {"active"}
     rest = fleet("tasks/rollback.py", "--limit", "lab-gpu2")
