@@ -137,6 +137,11 @@ def guarded(work: Callable[[Any], bool], phase: str = "") -> FunctionCommand:
     return FunctionCommand(run, (), {})
 
 
+def broken(checked: Mapping[str, Any]) -> list[str]:
+    """What `store verify` found wrong with a release, named: damaged and missing blobs, and what in it is not as locked."""
+    return [blob["what"] for blob in checked["damaged"].values()] + checked["wrong"] + checked["missing"]
+
+
 def expect(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """The answer of a program, or Refused with its reason."""
     if not answer.get("ok"):

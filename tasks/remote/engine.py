@@ -28,6 +28,7 @@ import release
 import volume
 from files import answered, digest, keep, locked, now, read, remove, write
 from release import Refused
+from service import LOADER
 
 
 def docker(*words, **more):
@@ -128,7 +129,7 @@ def bring(args, lock):
     """The volume of a release that the host loads by itself, each byte as locked; what is not is loaded once more."""
     loaded = 0
     for more in ([], ["--env", "HF_OFFLINE_FULL=1"]):  # what has the right size is read only where it must be
-        answer, _ = once(args, "hf-model", "loading the model", "setting fetch_deadline", more)
+        answer, _ = once(args, LOADER, "loading the model", "setting fetch_deadline", more)
         if not answer.get("ok"):
             return answer
         loaded += answer["bytes"]

@@ -13,7 +13,7 @@ from pyinfra import host, logger, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fitness, fleet, locks, report, standing
-from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.display import Pushes
 from tasks.lib.operations import signing
 from tasks.lib.release import Lock, Refused, blobs
@@ -74,8 +74,7 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
         return False
     if again and (damaged or checked["wrong"]):
         after = expect(call(target, "store", "verify", document=document, deadline=3600))
-        bad = [blob["what"] for blob in after["damaged"].values()] + after["wrong"] + after["missing"]
-        if bad:
+        if bad := broken(after):
             report.record(target.name, staged=False)
             raise Refused(
                 target.name, "is damaged again", "every blob as locked", "; ".join(bad[:5]), "look at its disk"

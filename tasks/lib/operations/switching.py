@@ -10,7 +10,7 @@ from pyinfra import host, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
-from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.release import Lock, Refused, say
 from tasks.lib.settings import Settings
 
@@ -78,8 +78,7 @@ def check_target(settings: Settings):
         document = json.dumps(lock.document)
         expect(call(host, "signed", "check", release=lock.id, deadline=300))
         found = expect(call(host, "store", "verify", document=document, deadline=3600))
-        wrong = [blob["what"] for blob in found["damaged"].values()] + found["wrong"] + found["missing"]
-        if wrong:
+        if wrong := broken(found):
             what = f"release {lock.short} is not intact"
             mend = "deploy.py of that release's lock, which repairs it"
             raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), mend)
