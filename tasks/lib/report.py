@@ -12,6 +12,8 @@ reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2,
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -231,18 +233,28 @@ def stamp(when: float) -> str:
 
 
 def save(document: dict[str, Any], rollout: bool) -> str:
-    """reports/last.json, and for a rollout its own JSON and page for the change ticket; -> what to name to people."""
+    """reports/last.json, and for a rollout its own JSON and page for the change ticket; -> what to name to people.
+
+    Runs of several operators, or on several hosts, may end in the same second: none overwrites another's ticket.
+    """
     FOLDER.mkdir(exist_ok=True)
+    staged = FOLDER / f".{os.getpid()}.new"
     words = json.dumps(document, indent=1, sort_keys=True) + "\n"
-    files = {"last.json": words}
+    name = "last.json"
     if rollout:
-        stem = f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}"
-        files |= {f"{stem}.json": words, f"{stem}.html": page.html(document)}
-    for name, content in files.items():
-        staged = FOLDER / f".{name}.new"
-        staged.write_text(content, encoding="utf-8")
+        staged.write_text(words, encoding="utf-8")
+        base = f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}"
+        for stem in itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2))):
+            with contextlib.suppress(FileExistsError):
+                os.link(staged, FOLDER / f"{stem}.json")  # os.replace would take another's place
+                break
+        staged.unlink()
+        name = f"{stem}.html"
+        staged.write_text(page.html(document), encoding="utf-8")
         staged.replace(FOLDER / name)
-    return f"reports/{list(files)[-1]}"
+    staged.write_text(words, encoding="utf-8")
+    staged.replace(FOLDER / "last.json")
+    return f"reports/{name}"
 
 
 def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = DEPLOY, where: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from tasks.lib import page, report
@@ -69,3 +70,16 @@ def test_the_same_report_gives_the_same_page():
 def test_a_run_that_ended_before_it_began_has_a_page_too():
     empty = {name: {**dict.fromkeys(report.FIELDS), "role": "gpu", "state": "unfit", "why": "x"} for name in "ab"}
     assert "<svg" not in page.html({**DOCUMENT, "hosts": empty})
+
+
+def test_runs_that_end_in_the_same_second_keep_a_ticket_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    ours, theirs = ({**DOCUMENT, "who": who} for who in ("op@desk", "eve@desk"))
+    first, second = (report.save(document, True) for document in (ours, theirs))
+    assert first == f"reports/2026-11-24T120000Z-{'f' * 12}.html" and second == first.replace(".html", "-2.html")
+    for name, document in ((first, ours), (second, theirs)):
+        page_of = tmp_path / name.removeprefix("reports/")
+        assert json.loads(page_of.with_suffix(".json").read_text()) == document
+        assert document["who"] in page_of.read_text()
+    assert json.loads((tmp_path / "last.json").read_text()) == theirs
+    assert len(list(tmp_path.iterdir())) == 5, "nothing staged is left"
