@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,8 +43,7 @@ def command(*words: str, inventory: str = "inventories/lab.py") -> list[str]:
 
 
 def pyinfra(*words: str, timeout: int = 600, inventory: str = "inventories/lab.py", **environment: str) -> Run:
-    """`pyinfra -y inventories/lab.py …` in the repository; its exit code, all it said, and reports/last.json."""
-    (ROOT / "reports/last.json").unlink(missing_ok=True)
+    """`pyinfra -y inventories/lab.py …` in the repository; its exit code, all it said, and the report that it named."""
     done = subprocess.run(
         command(*words, inventory=inventory),
         cwd=ROOT,
@@ -52,8 +52,9 @@ def pyinfra(*words: str, timeout: int = 600, inventory: str = "inventories/lab.p
         timeout=timeout,
         env={**os.environ, **environment},
     )
-    path = ROOT / "reports/last.json"
-    return Run(done.returncode, done.stdout + done.stderr, json.loads(path.read_text()) if path.exists() else {})
+    said = done.stdout + done.stderr
+    named = re.findall(r"\b(reports/\S+)\.(?:json|html)", said)
+    return Run(done.returncode, said, json.loads((ROOT / f"{named[-1]}.json").read_text()) if named else {})
 
 
 def on(name: str, script: str) -> str:
