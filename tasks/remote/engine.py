@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -161,12 +162,34 @@ def embeddings(store, release_id):
     return {"embeddings": json.loads(text)}
 
 
+def identity(source):
+    """What an image is, said without its bytes: the engine's id of it, or its manifest in the registry; None when neither answers."""
+    engine = "docker-daemon:"
+    ask = ["docker", "image", "inspect", "-f", "{{.Id}}", source[len(engine) :]]
+    words = ask if source.startswith(engine) else ["skopeo", "inspect", "--raw", source]
+    done = subprocess.run(words, capture_output=True, timeout=60)
+    return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else None
+
+
+def whole(store, entry):
+    """Whether the store has every blob of an image."""
+    for part in (entry["manifest"], entry["config"], *entry["layers"]):
+        path = os.path.join(store, "blobs", part["digest"][7:])
+        if not os.path.exists(path) or os.path.getsize(path) != part["size"]:
+            return False
+    return True
+
+
 def export(args):
-    """Export the backend image by skopeo and keep its blobs; -> the lock's `image`.
+    """Export the backend image by skopeo and keep its blobs; -> the lock's `image`. What was exported before is not moved again.
 
     From an engine, layers stay uncompressed: their digests are then the engine's own (diff ids), so exporting again
     gives the same. From a registry they stay as the registry has them.
     """
+    memory = os.path.join(args.store, "state", "exported.json")
+    what, known = identity(args.source), json.loads(read(memory) or "{}")
+    if what in known and whole(args.store, known[what]):
+        return {"image": {**known[what], "name": args.name}}
     work = os.path.join(args.store, "taken", "image")
     shutil.rmtree(work, ignore_errors=True)
     command = ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers", args.source, f"oci:{work}"]
@@ -192,6 +215,9 @@ def export(args):
                 raise Refused(args.source, "exported a blob that is not its digest", blob["digest"])
             keep(args.store, path, blob["digest"][7:])
     shutil.rmtree(work)
+    if what:
+        kept = {name: image for name, image in known.items() if name != what and whole(args.store, image)}
+        write(memory, json.dumps({**kept, what: entry}) + "\n")
     return {"image": entry}
 
 
