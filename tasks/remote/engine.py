@@ -117,6 +117,8 @@ def once(args, service, what, mend, more=()):
         docker("rm", "-f", name)
         said = (late.stderr or b"").decode("utf-8", "replace")[-300:]  # bytes, whatever `text` says
         raise Refused(what, f"took longer than {args.within} s", found=said, next=mend) from None
+    finally:
+        no_networks()
     answer = last_json(done.stdout)
     if answer is None:
         killed = done.returncode == 137
@@ -124,6 +126,13 @@ def once(args, service, what, mend, more=()):
         said = (done.stderr or done.stdout).strip()[-600:]
         raise Refused(what, how, "one JSON line", said, f"docker {' '.join(words)}")
     return answer, done.returncode
+
+
+def no_networks():
+    """Compose makes the stack's network for a run that uses none, and leaves it; an engine has addresses for some thirty."""
+    ours = docker("network", "ls", "-q", "--filter", "name=^hf-smoke-").stdout.split()
+    if ours:
+        docker("network", "rm", *ours)
 
 
 def bring(args, lock):

@@ -111,6 +111,13 @@ def test_the_page_is_self_contained(rollout):
     assert time.strftime("%Y-%m-%d", time.gmtime()) in page
 
 
+def test_its_smoke_tests_leave_no_network_behind(rollout):
+    """An engine has addresses for some thirty, and every release would take one."""
+    for name in HOSTS:
+        assert "hf-smoke" not in on(name, "docker network ls --format '{{.Name}}'")
+        assert "light_default" in on(name, "docker network ls --format '{{.Name}}'")
+
+
 def test_a_second_run_changes_nothing(settled):
     before = [table(name, "docker ps -q --no-trunc") for name in HOSTS]
     run = fleet("deploy.py")
