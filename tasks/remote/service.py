@@ -162,9 +162,12 @@ def ghost(said):
 
 
 def restart_engine():
-    """The engine anew, where that disturbs nobody: -> whether it was done. Other containers are somebody's."""
-    running = docker("ps", "-q")
-    if running.returncode or running.stdout.split():
+    """The engine anew, where that disturbs nobody: -> whether it was done. Other containers are somebody's.
+
+    No container runs, or the engine's live-restore lets them run on without it.
+    """
+    running, live = docker("ps", "-q"), docker("info", "-f", "{{.LiveRestoreEnabled}}")
+    if running.returncode or (running.stdout.split() and live.stdout.strip() != "true"):
         return False
     init = ["systemctl", "restart", "docker"]
     if not os.path.isdir("/run/systemd/system"):

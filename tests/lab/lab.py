@@ -148,7 +148,9 @@ def start_hub() -> None:
 def start_host(name: str, address: str, port: int, network: str) -> None:
     if running(name):
         return
-    role = ("-e", "ROLE=host", "-e", f"SSH_PORT={port}", "-e", f"CONTAINERD_STORE={str(port == 2222).lower()}")
+    kind = {"ROLE": "host", "SSH_PORT": port, "CONTAINERD_STORE": str(port == 2222).lower()}
+    kind["LIVE_RESTORE"] = str(name == "lab-gpu1").lower()  # two services run there in the end
+    role = [word for key, value in kind.items() for word in ("-e", f"{key}={value}")]
     disks = ("-v", f"{name}-docker:/var/lib/docker", "--tmpfs", "/run")
     run("docker", "create", *names(name, network, address), *powers(), *role, *disks, HOST)
     run("docker", "cp", STATE / f"host_{name}", f"{name}:/etc/ssh/ssh_host_ed25519_key")
