@@ -128,7 +128,13 @@ def send(args, document):
     absent = [s for s, size in blobs.items() if not whole(os.path.join(args.store, "blobs", s), size)]
     if absent:
         what = f"the bastion lacks {len(absent)} blobs"
-        raise Refused(args.store, what, "all of the release", absent[0], "the deploy again, it fetches")
+        raise Refused(
+            args.store,
+            what,
+            "all of the release",
+            absent[0],
+            "the deploy again, with the bastion in its --limit: it fetches",
+        )
     with alone(args.store, args.host):
         with open(known_hosts, "w", encoding="utf-8") as file:
             file.write(document["known_hosts"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.e2e import kill
-from tests.e2e.conftest import GPU1, MIXED, commits, hub, pyinfra
+from tests.e2e.conftest import BASTION, GPU1, MIXED, commits, hub, pyinfra
 from tests.e2e.fleet import deploy
 from tests.lab import lab
 
@@ -19,7 +19,10 @@ def both(service: kill.Service, deployed) -> None:
 
 def torch(version: str) -> None:
     hub("refs", {"docai/colpali-tiny": {"main": commits()[version]}})
-    for words in (("tasks/lock.py", "--data", "update=true"), ("deploy.py", *MIXED, "--limit", GPU1)):
+    for words in (
+        ("tasks/lock.py", "--data", "update=true"),
+        ("deploy.py", *MIXED, "--limit", BASTION, "--limit", GPU1),
+    ):
         run = pyinfra(*words)
         assert run.code == 0, run.said[-3000:]
 
