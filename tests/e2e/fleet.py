@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tasks.lib import release
 from tests.e2e.conftest import ROOT, Run, hub, on, pyinfra
+from tests.e2e.service import Service
 from tests.lab import lab
 
 INVENTORY = "inventories/lab_fleet.py"
@@ -79,8 +80,12 @@ def settle(version: str = "") -> Settled:
     return Settled(version, run.report["release"], next(name for name in TWO if name != version))
 
 
+def light(name: str) -> Service:
+    return Service(name, INVENTORY, STORE, "light", 8100)
+
+
 def current(name: str) -> str:
-    return on(name, f"cat {STORE}/current").strip()
+    return light(name).current()
 
 
 def weights(name: str) -> str:
@@ -89,11 +94,11 @@ def weights(name: str) -> str:
 
 
 def container(name: str) -> str:
-    return on(name, "docker ps -q --no-trunc --filter label=com.docker.compose.project=light").strip()
+    return light(name).container()
 
 
 def journal(name: str) -> list[dict]:
-    return [json.loads(line) for line in on(name, f"cat {STORE}/journal.jsonl").splitlines()]
+    return light(name).journal()
 
 
 POLL = """

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import subprocess
 import sys
@@ -22,72 +21,17 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from tests.e2e import fleet
 from tests.e2e.conftest import GPU1, ROOT, STORES, command, on, pyinfra
-from tests.e2e.fleet import until
+from tests.e2e.fleet import light, until
+from tests.e2e.service import Service
 from tests.lab import lab
 
 FAULTS = ("kill the controller", "kill the host program", "cut the network", "power off")
 QUICK = ("--data", "confirm_deadline=4", "--data", "soak=1")
 
 
-@dataclass(frozen=True)
-class Service:
-    """A service on a host, as its inventory deploys it."""
-
-    host: str
-    inventory: str
-    store: str
-    project: str
-    port: int
-
-    def current(self) -> str:
-        return on(self.host, f"cat {self.store}/current").strip()
-
-    def other(self) -> str | None:
-        """Another release that the host has, of other weights than the one that it serves; None when there is none."""
-        weights = {}
-        for release in on(self.host, f"ls {self.store}/releases 2>/dev/null || true").split():
-            lock = json.loads(on(self.host, f"cat {self.store}/releases/{release}/lock.json"))
-            files = {name: about for model in lock["models"] for name, about in model["files"].items()}
-            weights[release] = {about["sha256"] for name, about in files.items() if name.endswith(".safetensors")}
-        if not weights:
-            return None
-        here = weights[self.current()]
-        return next((release for release in weights if weights[release] != here), None)
-
-    def container(self) -> str:
-        label = f"label=com.docker.compose.project={self.project}"
-        return on(self.host, f"docker ps -q --no-trunc --filter {label}").strip()
-
-    def journal(self) -> list[dict]:
-        return [json.loads(line) for line in on(self.host, f"cat {self.store}/journal.jsonl").splitlines()]
-
-    def wait_for_step(self, seen: int) -> None:
-        """Until the journal has more than `seen` lines: at once, as a second of delay would spare the first steps every time."""
-        words = f"timeout 60 tail -n +{seen + 1} -F {self.store}/journal.jsonl"
-        with subprocess.Popen(["docker", "exec", self.host, "sh", "-c", words], stdout=subprocess.PIPE) as tail:
-            assert tail.stdout and tail.stdout.readline(), "no activation began within 60 s"
-            tail.kill()
-
-    def answer(self) -> str:
-        """What it answers to one query, asked on the host itself: two releases answer differently."""
-        ask = f'curl -fsS -m 5 -d \'{{"query": "invoice"}}\' http://127.0.0.1:{self.port}/embed'
-        return on(self.host, f"{ask} || echo none").strip()
-
-    def move(self, release: str) -> list[str]:
-        """The words that take it to a release that the host has."""
-        return ["tasks/rollback.py", "--limit", self.host, "--data", f"release={release}", *QUICK]
-
-    def clean(self, *releases: str) -> None:
-        """Every blob of the store has the hash that is its name, and the releases' directories are whole."""
-        on(self.host, f"cd {self.store}/blobs && for b in *; do echo $b $b; done | sha256sum -c --quiet")
-        for release in releases:
-            on(self.host, f"test -d {self.store}/releases/{release}/hub")
-
-
 # gpu2 is reached through the bastion: what cuts it off is not what is meant here.
-LIGHT = [Service(name, fleet.INVENTORY, fleet.STORE, "light", 8100) for name in (GPU1, "lab-gpu3", "lab-gpu4")]
+LIGHT = [light(name) for name in (GPU1, "lab-gpu3", "lab-gpu4")]
 TORCH = Service(GPU1, "inventories/lab.py", STORES[GPU1], "docai", 8000)
 
 
@@ -125,6 +69,11 @@ class Tally:
         return "\n".join(lines)
 
 
+def move(service: Service, release: str) -> list[str]:
+    """The words that take a service to a release that its host has."""
+    return ["tasks/rollback.py", "--limit", service.host, "--data", f"release={release}", *QUICK]
+
+
 def strike(host: str, fault: str, process: subprocess.Popen) -> None:
     if fault == "kill the controller":
         process.kill()
@@ -154,7 +103,7 @@ def a_round(service: Service, fault: str, pair: tuple[str, str], says: Mapping[s
     host, old = service.host, service.current()
     new = pair[1] if old == pair[0] else pair[0]
     seen = len(service.journal())
-    words = command(*service.move(new), inventory=service.inventory)
+    words = command(*move(service, new), inventory=service.inventory)
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     service.wait_for_step(seen)
     time.sleep(after)
@@ -174,11 +123,11 @@ def a_round(service: Service, fault: str, pair: tuple[str, str], says: Mapping[s
     if not pending:
         until("the service answers with its release", lambda: service.answer() == says[here], 120)
     until("nobody holds the host", lambda: not on(host, "pgrep -f 'lease hol[d]' || true").strip(), 60)
-    again = pyinfra(*service.move(new), inventory=service.inventory)
+    again = pyinfra(*move(service, new), inventory=service.inventory)
     assert again.code == 0, again.said[-3000:]
     assert service.current() == new and service.answer() == says[new]
     before = service.container()
-    last = pyinfra(*service.move(new), inventory=service.inventory)
+    last = pyinfra(*move(service, new), inventory=service.inventory)
     assert last.code == 0 and last.host(host)["state"] == "unchanged" and service.container() == before
     return "untouched" if kind == "confirmed" and process.returncode == 0 else kind, steps
 
@@ -190,7 +139,7 @@ def struck(service: Service, faults: Iterable[str], seed: str, stop: threading.E
     assert other, f"{service.host} has one release of {service.project}: deploy another one"
     pair = (here, other)
     for release in reversed(pair):
-        run = pyinfra(*service.move(release), inventory=service.inventory)
+        run = pyinfra(*move(service, release), inventory=service.inventory)
         assert run.code == 0, run.said[-3000:]
         took = next(phase for phase in run.host(service.host)["phases"] if phase["phase"] == "activate")
         tally.clean = [took["end"] - took["start"]]
