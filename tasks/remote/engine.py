@@ -176,7 +176,10 @@ def identity(source):
     engine = "docker-daemon:"
     ask = ["docker", "image", "inspect", "-f", "{{.Id}}", source[len(engine) :]]
     words = ask if source.startswith(engine) else ["skopeo", "inspect", "--raw", source]
-    done = subprocess.run(words, capture_output=True, timeout=60)
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # the export itself will say what is wrong
     return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else None
 
 
