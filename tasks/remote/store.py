@@ -104,7 +104,7 @@ def admit(store, lock, user, signers=release.SIGNERS):
     for name in arrived:
         os.rename(os.path.join(incoming, name), os.path.join(taken, name))
     nobody_writes(user)  # after the move: what is in taken/ can no longer be opened, so who had it open is all there is
-    bad, admitted = [], 0
+    bad, admitted, mend = [], 0, "the deploy again"
     paths = {sha256: os.path.join(taken, sha256) for sha256 in lacking}
     odd = [path for path in paths.values() if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode)]
     hashed = digests([path for path in paths.values() if path not in odd])
@@ -116,15 +116,16 @@ def admit(store, lock, user, signers=release.SIGNERS):
             continue
         size = os.lstat(path).st_size if os.path.lexists(path) else None
         bad.append(f"{release.names(lock, sha256)}: {'missing' if size is None else f'{size} bytes, sha256 {found}'}")
+        if size == lacking[sha256]:
+            mend = f"sha256sum blobs/{sha256} in the bastion's store; damaged there too, remove it, and the deploy again fetches it"
         if size is not None:
             # A whole file with the wrong content would make rsync's quick check skip it for ever.
             os.unlink(path) if size >= lacking[sha256] or path in odd else os.rename(
                 path, os.path.join(incoming, sha256)
             )
     if bad:
-        raise Refused(
-            f"{store}/incoming", "does not match the lock", f"{len(lacking)} blobs as locked", "; ".join(bad[:5])
-        )
+        expected = f"{len(lacking)} blobs as locked"
+        raise Refused(f"{store}/incoming", "does not match the lock", expected, "; ".join(bad[:5]), mend)
     built = build(store, lock)
     return {"admitted": admitted, "blobs": len(lacking), **built}
 

@@ -67,6 +67,8 @@ def spoil(contents, kind):
 def test_missing_changed_and_extra_refuse_and_a_whole_push_mends(host, document, lock, contents, kind):
     answer = admit(fill(host, spoil(contents, kind)), document, ok=False)
     assert answer["error"]["what"] and answer["error"]["found"]
+    # A blob that is whole and wrong was sent as the bastion has it: sending it again would not mend that.
+    assert (f"sha256sum blobs/{min(contents)} in the bastion's store" in answer["error"]["next"]) is (kind == "changed")
     assert not (host.store / "releases" / lock.id).exists()
     lacking = host.run("store", "ready", document=document)["missing"]
     assert not (host.store / "incoming/evil.py").exists()
