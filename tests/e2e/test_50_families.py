@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tests.e2e.conftest import BASTION, GPU2, LOCK, STORES, embedding, on, pyinfra
+from tests.e2e.conftest import BASTION, GPU2, LOCK, MIXED, STORES, embedding, on, pyinfra
 
-# One host shows it, the one that is unlike the others; in one wave, so that no space is mixed.
-HOST, ONE = GPU2, ("--limit", BASTION, "--limit", GPU2, "--data", 'waves=["100%"]')
+# One host shows it, the one that is unlike the others. A part of the fleet is always mixed with the rest.
+HOST, ONE = GPU2, ("--limit", BASTION, "--limit", GPU2, *MIXED)
 # family -> (repository, the class that the backend is to load, how many model repositories the lock holds)
 MODELS = {
     "colqwen2": ("docai/colqwen2-tiny", "ColQwen2", 2),
