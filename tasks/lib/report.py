@@ -12,8 +12,6 @@ reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2,
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import os
 import shlex
@@ -238,23 +236,29 @@ def save(document: dict[str, Any], rollout: bool) -> str:
     Runs of several operators, or on several hosts, may end in the same second: none overwrites another's ticket.
     """
     FOLDER.mkdir(exist_ok=True)
-    staged = FOLDER / f".{os.getpid()}.new"
     words = json.dumps(document, indent=1, sort_keys=True) + "\n"
-    name = "last.json"
+    files = {"last.json": words}
     if rollout:
-        staged.write_text(words, encoding="utf-8")
-        base = f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}"
-        for stem in itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2))):
-            with contextlib.suppress(FileExistsError):
-                os.link(staged, FOLDER / f"{stem}.json")  # os.replace would take another's place
-                break
-        staged.unlink()
-        name = f"{stem}.html"
-        staged.write_text(page.html(document), encoding="utf-8")
+        ticket = page.html(document)
+        stem = claimed(f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}")
+        files |= {f"{stem}.json": words, f"{stem}.html": ticket}
+    for name, content in files.items():
+        staged = FOLDER / f".{os.getpid()}.new"
+        staged.write_text(content, encoding="utf-8")
         staged.replace(FOLDER / name)
-    staged.write_text(words, encoding="utf-8")
-    staged.replace(FOLDER / "last.json")
-    return f"reports/{name}"
+    return f"reports/{list(files)[-1]}"
+
+
+def claimed(base: str) -> str:
+    """`base`, or the first of base-2, base-3, … that no other run's ticket has; from now on this run's."""
+    stem, number = base, 1
+    while True:
+        try:
+            (FOLDER / f"{stem}.json").touch(exist_ok=False)
+            return stem
+        except FileExistsError:
+            number += 1
+            stem = f"{base}-{number}"
 
 
 def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = DEPLOY, where: str = "") -> None:
