@@ -30,6 +30,7 @@ import volume
 from files import answered, digest, keep, locked, now, read, remove, write
 from release import Refused
 from service import LOADER
+from store import held
 
 
 def docker(*words, **more):
@@ -173,23 +174,23 @@ def embeddings(store, release_id):
 
 def identity(source):
     """What an image is, said without its bytes: the engine's id of it, or its manifest in the registry; None when neither answers."""
-    engine = "docker-daemon:"
-    ask = ["docker", "image", "inspect", "-f", "{{.Id}}", source[len(engine) :]]
-    words = ask if source.startswith(engine) else ["skopeo", "inspect", "--raw", source]
+    transport, _, name = source.partition(":")
     try:
-        done = subprocess.run(words, capture_output=True, timeout=60)
+        if transport == "docker-daemon":
+            return image_id(name)
+        done = subprocess.run(["skopeo", "inspect", "--raw", source], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None  # the export itself will say what is wrong
     return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else None
 
 
+def blobs(entry):
+    """{sha256: size} of an image's entry in the lock; a layer can stand in an image twice."""
+    return {part["digest"][7:]: part["size"] for part in (entry["manifest"], entry["config"], *entry["layers"])}
+
+
 def whole(store, entry):
-    """Whether the store has every blob of an image."""
-    for part in (entry["manifest"], entry["config"], *entry["layers"]):
-        path = os.path.join(store, "blobs", part["digest"][7:])
-        if not os.path.exists(path) or os.path.getsize(path) != part["size"]:
-            return False
-    return True
+    return held(store, blobs(entry)) == blobs(entry)
 
 
 def export(args):
@@ -220,12 +221,11 @@ def export(args):
         "config": {key: manifest["config"][key] for key in ("digest", "size")},
         "layers": [{key: layer[key] for key in ("digest", "size")} for layer in manifest["layers"]],
     }
-    for blob in [entry["manifest"], entry["config"], *entry["layers"]]:
-        path = os.path.join(work, "blobs/sha256", blob["digest"][7:])
-        if os.path.exists(path):  # a layer can stand in an image twice
-            if digest(path) != blob["digest"][7:]:
-                raise Refused(args.source, "exported a blob that is not its digest", blob["digest"])
-            keep(args.store, path, blob["digest"][7:])
+    for sha256 in blobs(entry):
+        path = os.path.join(work, "blobs/sha256", sha256)
+        if digest(path) != sha256:
+            raise Refused(args.source, "exported a blob that is not its digest", sha256)
+        keep(args.store, path, sha256)
     shutil.rmtree(work)
     if what:
         kept = {name: image for name, image in known.items() if name != what and whole(args.store, image)}
