@@ -19,7 +19,7 @@ from typing import Any
 FORMAT = 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]{0,200}")
 ROLES = ("adapter", "base", "full")
 # How a release reaches the service: the host's cache mounted, a layer of the image, or loaded by the host itself.

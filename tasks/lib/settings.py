@@ -14,16 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from tasks.lib.release import IMAGE, REPO, Refused
 
-# Path, user and host names become words of commands elsewhere: quoted there, and still kept plain here.
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[\w.@+/-]*[\w.@+-]$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][\w.-]{0,62}$")]
+# Path, user and host names become words of commands elsewhere: quoted there, and still kept plain here. Each class is spelt
+# out: \w and \d are Unicode's in these patterns, which would let other letters in, and take half a second to compile.
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_.@+/-]*[A-Za-z0-9_.@+-]$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$")]
 Size = Annotated[int, Field(gt=0)]
 Seconds = Annotated[int, Field(gt=0, le=7 * 86400)]
-Wave = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=r"^(100|[1-9]\d?)%$")]
+Wave = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=r"^(100|[1-9][0-9]?)%$")]
 # Decimal, as drives are sold. FAT32 has files up to 4 GiB − 1.
-Bytes = Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,5}(\.\d{1,3})?(kB|MB|GB|TB)$")]
+Bytes = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(\.[0-9]{1,3})?(kB|MB|GB|TB)$")]
 FAT32 = (4 << 30) - 1
-Target = Annotated[str, StringConstraints(pattern=r"^[\w.:\[\]-]+:\d{1,5}$")]
+Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\[\]-]+:[0-9]{1,5}$")]
 # What pyinfra itself reads from host data.
 PYINFRA = ("ssh_", "docker_", "_", "fake_")
 
@@ -34,7 +35,7 @@ class Strict(BaseModel):
 
 class Model(Strict):
     repo: Annotated[str, StringConstraints(pattern=f"^{REPO.pattern}$")]
-    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./-]{0,199}$")]
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,199}$")]
 
 
 class Probe(Strict):
@@ -104,7 +105,7 @@ class Settings(Strict):
     )
     bundle_capacity: Bytes = Field("64GB", description="the size of the drive that will carry the bundle")
     bundle_python: str = Field(
-        "3.11", pattern=r"^3\.[1-9]\d$", description="the far control machine's Python, for the wheels in the bundle"
+        "3.11", pattern=r"^3\.[1-9][0-9]$", description="the far control machine's Python, for the wheels in the bundle"
     )
 
     model_store: AbsolutePath = Field("/srv/models", description="the store's path, on the bastion and on each host")
@@ -118,7 +119,9 @@ class Settings(Strict):
         "/models/hf", description="where the release is mounted in the container; becomes HF_HOME"
     )
     environment: dict[str, str] = Field({}, description="more environment for the service and the smoke test")
-    python: str = Field("python3", pattern=r"^[\w./-]+$", description="the Python in the image that has colpali-engine")
+    python: str = Field(
+        "python3", pattern=r"^[A-Za-z0-9_./-]+$", description="the Python in the image that has colpali-engine"
+    )
     gpus: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
         "all", description="GPUs reserved for service and smoke test; 0 for none"
     )
