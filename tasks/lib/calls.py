@@ -105,9 +105,13 @@ def ensure_tool(target: Any) -> None:
     with _tools:
         if tool()[0] in tools:
             return
-        folder = QuoteString(f"{settings.model_store}/tool")
-        made = fleet.run(target, StringCommand("umask 022; mkdir -p --", folder), None, 60)[0]
-        if not made or not put(target, tool_path(settings), tool()[1]):
+        path = tool_path(settings)
+        arrived = f"{path}.{os.getpid()}"
+        folder = StringCommand("umask 022; mkdir -p --", QuoteString(os.path.dirname(path)))
+        words = options(store=settings.model_store, to=path)
+        place = StringCommand("python3", QuoteString(arrived), "bytecode", *[QuoteString(word) for word in words])
+        made = fleet.run(target, folder, None, 60)[0] and put(target, arrived, tool()[1])
+        if not made or not fleet.run(target, place, None, 120)[0]:
             raise Refused(target.name, "cannot write the tool", next=f"look at {settings.model_store} there")
         tools.append(tool()[0])
 

@@ -5,6 +5,7 @@ import sys
 
 PROGRAMS = (
     "bundle",
+    "bytecode",
     "engine",
     "fetch",
     "lease",

@@ -9,7 +9,6 @@ import base64
 import json
 import math
 import struct
-import urllib.request
 
 from release import Refused
 
@@ -37,6 +36,8 @@ def filled(body, query):
 
 def probe(asked, goldens):
     """Embed the golden queries through the running service; -> lowest mean cosine. None asked for: not embedded."""
+    import urllib.request  # 50 ms, which every other call of a switch would pay too
+
     classes = list((goldens.get("classes") or {}).values())
     if not asked or not classes:
         return None

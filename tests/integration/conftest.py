@@ -32,7 +32,10 @@ class Machine:
     def __init__(self, root: Path):
         self.root, self.store = root, root / "store"
         self.tool = root / tool()[0]
-        self.tool.write_bytes(tool()[1])
+        arrived = root / "arrived.pyz"
+        arrived.write_bytes(tool()[1])
+        words = [sys.executable, arrived, "bytecode", "--store", root, "--to", self.tool]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
     def call(self, *words, document=None, ok=True, **more):
         stdin = document if isinstance(document, str | None) else json.dumps(document)
