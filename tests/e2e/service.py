@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 from tests.e2e.conftest import on
+from tests.lab import lab
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,17 @@ class Service:
         return on(self.host, f"cat {self.store}/current").strip()
 
     def other(self) -> str | None:
-        """Another release that the host has, of other weights than the one that it serves; None when there is none."""
+        """Another release that lies in the host's store, of other weights than the one that it serves; None when there is none."""
+        if not lab.answers("docker", "exec", self.host, "test", "-e", f"{self.store}/current"):
+            return None
         weights = {}
-        for release in on(self.host, f"ls {self.store}/releases 2>/dev/null || true").split():
+        for release in on(self.host, f"ls {self.store}/releases").split():
             lock = json.loads(on(self.host, f"cat {self.store}/releases/{release}/lock.json"))
+            if lock["serve"].get("delivery", "mount") != "mount":
+                continue
             files = {name: about for model in lock["models"] for name, about in model["files"].items()}
             weights[release] = {about["sha256"] for name, about in files.items() if name.endswith(".safetensors")}
-        if not weights:
-            return None
-        here = weights[self.current()]
+        here = weights.get(self.current())
         return next((release for release in weights if weights[release] != here), None)
 
     def container(self) -> str:
@@ -49,9 +52,9 @@ class Service:
             tail.kill()
 
     def answer(self) -> str:
-        """What it answers to one query, asked on the host itself: two releases answer differently."""
-        ask = f'curl -fsS -m 5 -d \'{{"query": "invoice"}}\' http://127.0.0.1:{self.port}/embed'
-        return on(self.host, f"{ask} || echo none").strip()
+        """What it answers to one query, asked on the host itself, "" where nobody does: two releases answer differently."""
+        ask = ["curl", "-fsS", "-m", "5", "-d", '{"query": "invoice"}', f"http://127.0.0.1:{self.port}/embed"]
+        return subprocess.run(["docker", "exec", self.host, *ask], stdout=subprocess.PIPE, text=True).stdout.strip()
 
     def clean(self, *releases: str) -> None:
         """Every blob of the store has the hash that is its name, and the releases' directories are whole."""

@@ -6,17 +6,13 @@ import json
 
 import pytest
 
-from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, MIXED, STORES, commits, embedding, hub, on, pyinfra
+from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, MIXED, commits, hub, on, pyinfra
 
 GOLDENS = LOCK.with_name("lab.goldens.json")
 
 
 def container(name: str) -> str:
     return on(name, "docker ps -q --no-trunc --filter name=backend").strip()
-
-
-def release_of(name: str) -> str:
-    return on(name, f"cat {STORES[name]}/current").strip()
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +23,6 @@ def deployed(machines):
     run = pyinfra("deploy.py", *MIXED)
     assert run.code == 0, run.said[-3000:]
     return run.report["release"]
-
-
-def test_a_service_that_is_not_healthy_in_time_goes_back_and_stops_the_line(deployed):
-    hub("refs", {"docai/colpali-tiny": {"main": commits()["v1"]}})
-    assert pyinfra("tasks/lock.py", "--data", "update=true").code == 0
-    untouched, before = container(GPU2), embedding(GPU1)
-    run = pyinfra("deploy.py", *MIXED, "--data", "health_deadline=1")
-    assert run.code == 1
-    assert run.host(GPU1)["state"] == "withdrawn" and "not healthy after 1 s" in run.host(GPU1)["why"]
-    assert run.host(GPU2)["state"] == "held" and container(GPU2) == untouched
-    assert release_of(GPU1) == release_of(GPU2) == deployed
-    assert embedding(GPU1) == before
-    again = pyinfra("deploy.py", *MIXED)
-    assert again.code == 0, again.said[-3000:]
-    assert embedding(GPU1) != before and release_of(GPU1) == release_of(GPU2) != deployed
 
 
 def test_goldens_of_another_model_stop_the_host_before_the_switch(deployed):
@@ -57,7 +38,7 @@ def test_goldens_of_another_model_stop_the_host_before_the_switch(deployed):
     assert run.code == 1
     assert "embeddings are the goldens'" in run.host(GPU1)["why"] and "expected at least" in run.host(GPU1)["why"]
     assert (container(GPU1), container(GPU2)) == ids
-    assert pyinfra("deploy.py", "--data", "verify=full").code == 0
+    assert pyinfra("deploy.py").code == 0
 
 
 def test_an_override_of_somebody_else_is_refused_and_kept(deployed):
@@ -132,11 +113,6 @@ def smoke_in_image(change: str, *mounts: str) -> dict:
 
 def failing(answer: dict) -> set[str]:
     return {check["name"] for check in answer["checks"] if not check["ok"]}
-
-
-def test_smoke_passes_on_the_release_itself(deployed):
-    answer = smoke_in_image("")
-    assert answer["ok"] and failing(answer) == set() and answer["outbound_attempts"] == 0
 
 
 def test_smoke_names_a_base_that_is_missing(deployed):

@@ -11,7 +11,7 @@ import pytest
 from tasks.lib.release import SIGNERS
 from tests.e2e import fleet as four
 from tests.e2e.conftest import BASTION, Run, hub, on
-from tests.e2e.fleet import CANARY, LOCK, REPO, STORE, container, current, journal, refs, weights
+from tests.e2e.fleet import CANARY, LOCK, REPO, STORE, container, current, journal, looks, refs, weights
 from tests.lab import lab
 
 HOSTS = four.HOSTS[:2]  # the second one is unlike the others: ssh as a user, containerd's image store
@@ -31,7 +31,7 @@ class Git:
     """The operator's side: two keys, and what was committed for each version of the model."""
 
     def __init__(self, folder: Path):
-        self.folder, self.versions = folder, {}
+        self.folder, self.versions, self.order = folder, {}, {}
         for name in ("alice", "eve"):
             words = ["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)]
             subprocess.run(["ssh-keygen", *words], check=True)
@@ -77,7 +77,7 @@ def stored(name: str, folder: str) -> list[str]:
 @pytest.fixture(scope="module")
 def git(tmp_path_factory):
     """Hosts that have nothing, each with its administrator's list of who may sign; in the end all of it is gone again."""
-    lab.up(4)
+    lab.up()
     hub("reset", {})
     clean_up()
     git = Git(tmp_path_factory.mktemp("keys"))
@@ -121,8 +121,10 @@ def first(git):
 def on_v1(git, first):
     """Every host on version 1, signed, whatever a test left; -> its release id."""
     git.checkout("v1")
-    run = fleet("deploy.py", *SIGN)
-    assert run.code == 0, run.said[-3000:]
+    if git.order != {name: looks(name) for name in HOSTS}:
+        run = fleet("deploy.py", *SIGN)
+        assert run.code == 0, run.said[-3000:]
+        git.order = {name: looks(name) for name in HOSTS}
     assert len({current(name) for name in HOSTS}) == 1
     return current(CANARY)
 
@@ -177,7 +179,6 @@ REFUSED = {
     "no signatures, and sign off again": (stripped(*FILES[2:]), (), "unfit", "asks for signatures"),
     "no signature of the goldens, and sign off": (stripped(FILES[3]), (), "unfit", "lab_fleet.goldens.json"),
     "somebody else's key": (wrong_key, SIGN, "failed", "does not allow the key that signed"),
-    "somebody else's key, and sign off": (wrong_key, (), "failed", "does not allow the key that signed"),
     "somebody else's key for the goldens": (wrong_key_for_the_goldens, SIGN, "failed", "lab_fleet.goldens.json"),
 }
 

@@ -6,6 +6,7 @@ GPU hosts sit on an `--internal` network alone; the bastion is on both. `up` cha
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.lab.images import BACKEND, HERE, HOST, LIGHT, answers, run
 from tests.lab.machine import wait
 
 STATE = HERE / "state"
+BESIDE = Path("/var/lib/lab-beside")  # the second lab's engine: tests/lab/beside.py
 WAN, AIRGAP = ("lab-wan", "10.77.1"), ("lab-airgap", "10.77.2")
 HUB = f"{WAN[1]}.5"
 BASTION_WAN, BASTION = f"{WAN[1]}.10", f"{AIRGAP[1]}.10"
@@ -279,6 +281,7 @@ def purge() -> None:
         run("docker", "volume", "rm", volume)
     for image in (HOST, BACKEND, LIGHT, images.BASE):
         subprocess.run(["docker", "rmi", image], capture_output=True)
+    shutil.rmtree(BESIDE, ignore_errors=True)
 
 
 def status() -> None:

@@ -21,6 +21,8 @@ NEEDS = {
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "openssl": "openssl",
+    "ip": "iproute2",
+    "unshare": "util-linux",
 }
 
 
