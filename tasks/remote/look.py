@@ -75,12 +75,15 @@ def docker():
     if not info or not info.get("ServerVersion"):
         return None
     drivers = [pair[1] for pair in info.get("DriverStatus") or [] if pair[0] == "driver-type"]
+    plugins = (info.get("ClientInfo") or {}).get(
+        "Plugins"
+    ) or []  # of `docker info`: asking Compose starts two programs
     return {
         "version": info["ServerVersion"],
         "root": filesystem(info["DockerRootDir"]),
         "containerd_store": any("containerd" in driver for driver in drivers),
         "runtimes": sorted(info.get("Runtimes") or {}),
-        "compose": output("docker", "compose", "version", "--short"),
+        "compose": next((plugin.get("Version") for plugin in plugins if plugin.get("Name") == "compose"), None),
         "images": images(),
         "volumes": sorted((output("docker", "volume", "ls", "-q") or "").split()),
     }
