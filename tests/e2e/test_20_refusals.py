@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, MIXED, commits, hub, on, pyinfra
 
+ONE = ("--limit", BASTION, "--limit", GPU1)
 GOLDENS = LOCK.with_name("lab.goldens.json")
 
 
@@ -33,12 +34,12 @@ def test_goldens_of_another_model_stop_the_host_before_the_switch(deployed):
         vectors["page0"], vectors["page1"] = vectors["page1"], vectors["page0"]
     GOLDENS.write_text(json.dumps(document))
     ids = container(GPU1), container(GPU2)
-    run = pyinfra("deploy.py", "--data", "verify=full")
+    run = pyinfra("deploy.py", "--data", "verify=full", *ONE)
     GOLDENS.write_text(good)
     assert run.code == 1
     assert "embeddings are the goldens'" in run.host(GPU1)["why"] and "expected at least" in run.host(GPU1)["why"]
     assert (container(GPU1), container(GPU2)) == ids
-    assert pyinfra("deploy.py").code == 0
+    assert pyinfra("deploy.py", *ONE).code == 0
 
 
 def test_an_override_of_somebody_else_is_refused_and_kept(deployed):
@@ -151,13 +152,13 @@ def test_without_an_engine_on_the_bastion_goldens_must_be_accepted(deployed):
     GOLDENS.unlink()
     ids = container(GPU1), container(GPU2)
     try:
-        stopped = pyinfra("deploy.py")
+        stopped = pyinfra("deploy.py", *ONE)
         assert stopped.code == 1 and (container(GPU1), container(GPU2)) == ids
         assert f"tasks/lock.py --data accept_goldens_from={GPU1}" in stopped.host(GPU1)["why"]
         accepted = pyinfra("tasks/lock.py", "--data", f"accept_goldens_from={GPU1}")
         assert accepted.code == 0, accepted.said[-2000:]
         assert json.loads(GOLDENS.read_text())["classes"].keys() == good["classes"].keys()
-        again = pyinfra("deploy.py")
+        again = pyinfra("deploy.py", *ONE)
         assert again.code == 0, again.said[-3000:]
     finally:
         on(BASTION, "service docker start")

@@ -33,6 +33,8 @@ def mirror():
     yield
     lab.run("docker", "restart", "-t", "1", "lab-hub")
     lab.run("docker", "network", "disconnect", lab.AIRGAP[0], "lab-hub")
+    log = ("curl", "-fsS", "https://lab-hub/_lab/log")
+    until("the Hub answers again", lambda: lab.answers("docker", "exec", BASTION, *log))
 
 
 def online(inventory: str, *words: str, ok: bool = True):
@@ -60,7 +62,7 @@ def test_online_the_host_loads_the_locked_commit_and_goes_back_and_forth(mirror)
         assert row["state"] == "active" and row["cosine"] > 0.9999 and row["outbound_attempts"] == 0
         models = json.loads(LOCK.with_name("lab_online.json").read_text())["models"]
         sizes = {f["sha256"]: f["size"] for model in models for f in model["files"].values()}
-        assert row["loaded_bytes"] == sum(sizes.values())
+        assert row["loaded_bytes"] == sum(f["size"] for model in models for f in model["files"].values())
         told = json.loads(on(GPU1, "docker inspect docai-backend-1"))[0]
         assert [m["Name"] for m in told["Mounts"]] == [f"hf-offline-{run.report['release'][:12]}"]
         answer = embedding(GPU1)

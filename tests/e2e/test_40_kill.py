@@ -1,4 +1,4 @@
-"""Eighteen rounds of the kill test; two on the service with torch are test_45_kill_torch.py's; 200 by `python3 -m tests.e2e.kill`."""
+"""Eighteen rounds of the kill test; two on the service with torch are test_22_kill_torch.py's; 200 by `python3 -m tests.e2e.kill`."""
 
 from __future__ import annotations
 
