@@ -108,8 +108,7 @@ def ensure_tool(target: Any) -> None:
         path = tool_path(settings)
         arrived = f"{path}.{os.getpid()}"
         folder = StringCommand("umask 022; mkdir -p --", QuoteString(os.path.dirname(path)))
-        words = options(store=settings.model_store, to=path)
-        place = StringCommand("python3", QuoteString(arrived), "bytecode", *[QuoteString(word) for word in words])
+        place = StringCommand("python3", QuoteString(arrived), "bytecode --to", QuoteString(path))
         made = fleet.run(target, folder, None, 60)[0] and put(target, arrived, tool()[1])
         if not made or not fleet.run(target, place, None, 120)[0]:
             raise Refused(target.name, "cannot write the tool", next=f"look at {settings.model_store} there")

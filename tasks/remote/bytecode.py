@@ -1,6 +1,6 @@
 """Puts the tool in its place with bytecode beside its sources: modules of a zip are compiled at each call otherwise.
 
-    bytecode --store DIR --to PATH       the zip that this runs from moves to PATH, unless another run's is there
+    bytecode --to PATH       the zip that this runs from moves to PATH, unless another run's is there
 
 That is a third of a short call. Another Python, as in the service's image, takes the sources: bytecode says whose it is.
 """
@@ -46,7 +46,6 @@ def place(args):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="bytecode")
-    parser.add_argument("--store", required=True)
     parser.add_argument("--to", required=True)
     args = parser.parse_args(argv)
     return answered(lambda: place(args), args.to)

@@ -75,9 +75,8 @@ def docker():
     if not info or not info.get("ServerVersion"):
         return None
     drivers = [pair[1] for pair in info.get("DriverStatus") or [] if pair[0] == "driver-type"]
-    plugins = (info.get("ClientInfo") or {}).get(
-        "Plugins"
-    ) or []  # of `docker info`: asking Compose starts two programs
+    # Of the same answer: asking Compose itself starts two programs more.
+    plugins = (info.get("ClientInfo") or {}).get("Plugins") or []
     return {
         "version": info["ServerVersion"],
         "root": filesystem(info["DockerRootDir"]),

@@ -36,11 +36,11 @@ def filled(body, query):
 
 def probe(asked, goldens):
     """Embed the golden queries through the running service; -> lowest mean cosine. None asked for: not embedded."""
-    import urllib.request  # 50 ms, which every other call of a switch would pay too
-
     classes = list((goldens.get("classes") or {}).values())
     if not asked or not classes:
         return None
+    import urllib.request  # 50 ms, which every other call of a switch would pay too
+
     lowest, asked_for = 1.0, 0
     for golden in classes[:1]:
         for number, query in enumerate(golden["queries"]):

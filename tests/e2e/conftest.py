@@ -19,6 +19,7 @@ PYINFRA = str(Path(sys.executable).with_name("pyinfra"))
 LOCK = ROOT / "group_data/locks/lab.json"
 BASTION, GPU1, GPU2 = "lab-bastion", "lab-gpu1", "lab-gpu2"
 MIXED = ("--data", "embedding_space_change=mixed-accepted")
+ONE = ("--limit", BASTION, "--limit", GPU1)
 STORES = {BASTION: "/srv/models", GPU1: "/srv/models", GPU2: "/data/models"}
 
 

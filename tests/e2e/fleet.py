@@ -72,8 +72,9 @@ class Settled:
 def looks(name: str) -> str:
     """A host as a test finds it: what its store holds, what its service is made from, and whether that is healthy."""
     store = "find blobs releases -printf '%p %s %C@\\n' | sort; find state -printf '%p %s\\n' | sort"
-    files = "cat current previous 2>&1 || true; ls lease.json 2>&1 || true; sha256sum /srv/light/docker-compose*"
-    service = "docker inspect -f '{{.State.Health.Status}} {{.Image}} {{.Config.Env}}' light-backend-1 2>&1 || true"
+    files = "find . -maxdepth 1 -type f ! -name '.*' ! -name journal.jsonl -exec grep -H '' {} + | sort; sha256sum /srv/light/docker-compose*"
+    about = "{{.State.Health.Status}} {{.Image}} {{.Config.Env}}"
+    service = f"docker ps -aq --filter name=light-backend-1 | xargs -r docker inspect -f '{about}'"
     return on(name, f"cd {STORE}; {store}; {files}; {service}")
 
 

@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, MIXED, commits, hub, on, pyinfra
+from tests.e2e.conftest import BASTION, GPU1, GPU2, LOCK, MIXED, ONE, commits, hub, on, pyinfra
 
-ONE = ("--limit", BASTION, "--limit", GPU1)
 GOLDENS = LOCK.with_name("lab.goldens.json")
 
 

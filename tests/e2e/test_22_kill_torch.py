@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tests.e2e import kill
-from tests.e2e.conftest import BASTION, GPU1, MIXED, commits, hub, pyinfra
+from tests.e2e.conftest import MIXED, ONE, commits, hub, pyinfra
 
 
 def torch(version: str) -> None:
     hub("refs", {"docai/colpali-tiny": {"main": commits()[version]}})
     for words in (
         ("tasks/lock.py", "--data", "update=true"),
-        ("deploy.py", *MIXED, "--limit", BASTION, "--limit", GPU1),
+        ("deploy.py", *MIXED, *ONE),
     ):
         run = pyinfra(*words)
         assert run.code == 0, run.said[-3000:]

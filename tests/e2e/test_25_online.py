@@ -6,14 +6,13 @@ import json
 
 import pytest
 
-from tests.e2e.conftest import BASTION, GPU1, LOCK, MIXED, commits, embedding, hub, on, pyinfra
+from tests.e2e.conftest import BASTION, GPU1, LOCK, MIXED, ONE, commits, embedding, hub, on, pyinfra
 from tests.e2e.fleet import until, variant
 from tests.lab import lab
 
 MIRROR = "http://10.77.2.5:8000"
 ONLINE = ("--data", "lock=lab_online", "--data", "delivery=online", *MIXED)
 ONLINE += ("--data", "ca_bundle=/etc/ssl/certs/ca-certificates.crt")
-ONE = ("--limit", BASTION, "--limit", GPU1)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ class Machine:
         self.tool = root / tool()[0]
         arrived = root / "arrived.pyz"
         arrived.write_bytes(tool()[1])
-        words = [sys.executable, arrived, "bytecode", "--store", root, "--to", self.tool]
+        words = [sys.executable, arrived, "bytecode", "--to", self.tool]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
     def call(self, *words, document=None, ok=True, **more):

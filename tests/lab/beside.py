@@ -49,22 +49,9 @@ def engine() -> subprocess.Popen:
         os.kill(int(pid), signal.SIGTERM)
         machine.wait("the second Docker Engine of an earlier run to end", lambda: not alive(pid), 60)
     PID.unlink(missing_ok=True)
-    with open(PLACE / "engine.log", "ab") as log:
-        words = ["dockerd", "-H", SOCKET, *map(str, folders)]
-        started = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    started = machine.dockerd(PLACE / "engine.log", "-H", SOCKET, *folders)
     machine.wait("the second Docker Engine to answer", lambda: answers("docker", "-H", SOCKET, "info"), 60)
     return started
-
-
-def load(image: str) -> None:
-    """An image out of this machine's engine into the second one, unless it is there."""
-    ask = ("image", "inspect", "-f", "{{.Id}}", image)
-    there = subprocess.run(["docker", "-H", SOCKET, *ask], capture_output=True, text=True).stdout.strip()
-    if run("docker", *ask) != there:
-        saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
-        subprocess.run(
-            ["docker", "-H", SOCKET, "load", "-q"], stdin=saved.stdout, check=True, stdout=subprocess.DEVNULL
-        )
 
 
 def main() -> int:
@@ -74,7 +61,7 @@ def main() -> int:
     started = engine()
     try:
         for image in (images.BASE, images.HOST, images.BACKEND, images.LIGHT):
-            load(image)
+            lab.load(image, "docker", "-H", SOCKET)
         os.environ["DOCKER_HOST"] = SOCKET
         lab.down()
         try:

@@ -184,18 +184,17 @@ def set_up_bastion() -> None:
     inside(name, "update-ca-certificates >/dev/null 2>&1")
     wait(f"Docker Engine in {name}", lambda: answers("docker", "exec", name, "docker", "info"), 60)
     for image in (BACKEND, LIGHT):
-        load(name, image)
+        load(image, "docker", "exec", "-i", name, "docker")
 
 
-def load(name: str, image: str) -> None:
-    """The image into a lab machine's own engine, unless it is there."""
-    ask = ("docker", "image", "inspect", "-f", "{{.Id}}", image)
-    there = subprocess.run(["docker", "exec", name, *ask], capture_output=True, text=True).stdout.strip()
-    if run(*ask) != there:
-        print(f"lab: the image {image} into the engine of {name}", flush=True)
+def load(image: str, *engine: str) -> None:
+    """The image into another engine, of which `engine` is the docker command, unless it is there."""
+    ask = ("image", "inspect", "-f", "{{.Id}}", image)
+    there = subprocess.run([*engine, *ask], capture_output=True, text=True).stdout.strip()
+    if run("docker", *ask) != there:
+        print(f"lab: the image {image} into the engine of `{' '.join(engine)}`", flush=True)
         saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
-        words = ["docker", "exec", "-i", name, "docker", "load", "-q"]
-        subprocess.run(words, stdin=saved.stdout, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*engine, "load", "-q"], stdin=saved.stdout, check=True, stdout=subprocess.DEVNULL)
 
 
 def set_up_gpu(number: int) -> None:

@@ -65,9 +65,15 @@ def engine(state: Path) -> None:
     if Path("/run/systemd/system").exists():
         run("systemctl", "start", "docker")
     else:
-        with open(state / "dockerd.log", "ab") as log:
-            subprocess.Popen(["dockerd"], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        dockerd(state / "dockerd.log")
     wait("Docker Engine to answer", lambda: answers("docker", "info"), 60)
+
+
+def dockerd(log: Path, *options: object) -> subprocess.Popen:
+    """An engine by hand, which outlives who started it."""
+    with open(log, "ab") as file:
+        words = ["dockerd", *map(str, options)]
+        return subprocess.Popen(words, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def wait(what: str, ready, seconds: int) -> None:
