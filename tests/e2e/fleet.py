@@ -71,11 +71,12 @@ class Settled:
 
 def looks(name: str) -> str:
     """A host as a test finds it: what its store holds, what its service is made from, and whether that is healthy."""
-    store = "find blobs releases -printf '%p %s %C@\\n' | sort; find state -printf '%p %s\\n' | sort"
+    store = "find blobs releases ! -type d -printf '%p %s %C@\\n' | sort"
+    state = "find state/$(cat current) state/pending state/frozen -printf '%p %s\\n' 2>&1 | sort"
     files = "find . -maxdepth 1 -type f ! -name '.*' ! -name journal.jsonl -exec grep -H '' {} + | sort; sha256sum /srv/light/docker-compose*"
-    about = "{{.State.Health.Status}} {{.Image}} {{.Config.Env}}"
+    about = '{{.State.Health.Status}} {{.Image}} {{index .Config.Labels "com.docker.compose.config-hash"}}'
     service = f"docker ps -aq --filter name=light-backend-1 | xargs -r docker inspect -f '{about}'"
-    return on(name, f"cd {STORE}; {store}; {files}; {service}")
+    return on(name, f"cd {STORE}; {store}; {state}; {files}; {service}")
 
 
 _order: dict[str, dict[str, str]] = {}
