@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ COLOURS = {
 BAD = "#d00000"
 
 
-def html(document: dict[str, Any]) -> str:
-    """The page of a report (report.py has its fields)."""
+def html(document: dict[str, Any], good: Collection[str]) -> str:
+    """The page of a report (report.py has its fields, and which states are good ones)."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -38,7 +39,8 @@ def html(document: dict[str, Any]) -> str:
     phases = [name for name in COLOURS if any(name in done(row) for row in document["hosts"].values())]
     template = environment.get_template("report.html.j2")
     charts = {"timeline": timeline(document), "bytes": volume(document)}
-    return template.render(report=document, phases=phases, done=done, waves=waves(document), colours=COLOURS, **charts)
+    words = {"report": document, "good": good, "phases": phases, "done": done, "waves": waves(document)}
+    return template.render(**words, colours=COLOURS, **charts)
 
 
 def done(row: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2,
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shlex
@@ -222,8 +223,12 @@ def dry() -> bool:
 
 
 def who() -> str:
-    """The operator, and where from: in reports, leases and the hosts' journals."""
-    return f"{os.environ.get('USER') or os.environ.get('LOGNAME') or 'unknown'}@{os.uname().nodename}"
+    """The operator, and where from: in reports, leases and the hosts' journals. Behind sudo, the person, not root."""
+    try:
+        user = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a uid without an account, as in some containers
+        user = f"uid {os.getuid()}"
+    return f"{user}@{os.uname().nodename}"
 
 
 def stamp(when: float) -> str:
@@ -239,7 +244,7 @@ def save(document: dict[str, Any], rollout: bool) -> str:
     words = json.dumps(document, indent=1, sort_keys=True) + "\n"
     files = {"last.json": words}
     if rollout:
-        ticket = page.html(document)
+        ticket = page.html(document, GOOD)
         stem = claimed(f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}")
         files |= {f"{stem}.json": words, f"{stem}.html": ticket}
     for name, content in files.items():

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tasks.lib import release
 from tests.e2e.conftest import (
     BASTION,
     GPU1,
@@ -29,8 +30,6 @@ POISON = "hf_good_poison_4f1e"
 
 
 def total() -> int:
-    from tasks.lib import release
-
     return sum(release.blobs(release.parse(LOCK.read_text())).values())
 
 
@@ -105,8 +104,10 @@ def test_a_killed_push_goes_on_where_it_was(machines):
     run = pyinfra("deploy.py", HF_TOKEN=POISON)
     assert run.code == 0, run.said[-3000:]
     assert run.report["verdict"] == "ok"
+    space = release.space(release.parse(LOCK.read_text()))
     for name in (GPU1, GPU2):
         row = run.host(name)
+        assert row["space"] == space and row["since"] and {"torch", "transformers"} <= set(row["versions"])
         assert row["state"] == "active" and row["cosine"] > 0.9999 and row["outbound_attempts"] == 0
         assert 0 < row["moved_bytes"] < 0.9 * total(), "nothing was resumed"
         assert row["moved_bytes"] + row["there_bytes"] >= total()
@@ -152,10 +153,10 @@ def test_a_changed_byte_is_named_and_repaired_by_that_blob_alone(machines):
     assert "damaged: docai/colpali-tiny: adapter_model.safetensors" in run.said
     assert run.host(GPU2)["moved_bytes"] == file["size"] and run.host(GPU1)["moved_bytes"] == 0
     assert on(GPU2, f"sha256sum {path}").split()[0] == file["sha256"]
-    release = run.report["release"]
+    deployed = run.report["release"]
     mounted = f"/models/hf/hub/models--docai--colpali-tiny/blobs/{file['sha256']}"
     assert on(GPU2, f"docker exec docai-backend-1 sha256sum {mounted}").split()[0] == file["sha256"]
-    assert on(GPU2, f"cat {STORES[GPU2]}/current").strip() == release
+    assert on(GPU2, f"cat {STORES[GPU2]}/current").strip() == deployed
 
 
 def test_dry_lock_says_what_moved_upstream_and_the_lock_stays(machines):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
+
+import pytest
 
 from tasks.lib import page, report
 
@@ -36,7 +40,7 @@ DOCUMENT = {
 
 
 def test_the_page_tells_it_all():
-    words = page.html(DOCUMENT)
+    words = page.html(DOCUMENT, report.GOOD)
     for word in (
         "failed",
         "op@desk",
@@ -53,8 +57,16 @@ def test_the_page_tells_it_all():
     assert "it &lt;b&gt;broke&lt;/b&gt;" in words and "<b>broke" not in words
 
 
+@pytest.mark.parametrize(
+    ("state", "colour"), [("active", "good"), ("unsigned", "bad"), ("withdrawn, not readmitted", "bad")]
+)
+def test_a_state_is_green_only_if_it_is_a_good_one(state, colour):
+    words = page.html({**DOCUMENT, "hosts": {"a": row(state)}}, report.GOOD)
+    assert f'<td class="{colour}">{state}</td>' in words
+
+
 def test_the_page_needs_nothing_from_anywhere():
-    words = page.html(DOCUMENT)
+    words = page.html(DOCUMENT, report.GOOD)
     assert "<script" not in words and "<link" not in words and "@import" not in words
     addresses = set(re.findall(r"https?://[^\"'<> ]+", words))
     assert all(
@@ -64,12 +76,12 @@ def test_the_page_needs_nothing_from_anywhere():
 
 
 def test_the_same_report_gives_the_same_page():
-    assert page.html(DOCUMENT) == page.html(DOCUMENT)
+    assert page.html(DOCUMENT, report.GOOD) == page.html(DOCUMENT, report.GOOD)
 
 
 def test_a_run_that_ended_before_it_began_has_a_page_too():
     empty = {name: {**dict.fromkeys(report.FIELDS), "role": "gpu", "state": "unfit", "why": "x"} for name in "ab"}
-    assert "<svg" not in page.html({**DOCUMENT, "hosts": empty})
+    assert "<svg" not in page.html({**DOCUMENT, "hosts": empty}, report.GOOD)
 
 
 def test_runs_that_end_in_the_same_second_keep_a_ticket_each(tmp_path, monkeypatch):
@@ -83,3 +95,17 @@ def test_runs_that_end_in_the_same_second_keep_a_ticket_each(tmp_path, monkeypat
         assert document["who"] in page_of.read_text()
     assert json.loads((tmp_path / "last.json").read_text()) == theirs
     assert len(list(tmp_path.iterdir())) == 5, "nothing staged is left"
+
+
+def test_who_is_the_person_whatever_the_environment_says(monkeypatch):
+    for name in ("SUDO_USER", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    host = os.uname().nodename
+    assert report.who() == f"{pwd.getpwuid(os.getuid()).pw_name}@{host}"
+    monkeypatch.setenv("USER", "root")
+    monkeypatch.setenv("SUDO_USER", "alice")
+    assert report.who() == f"alice@{host}"
+    monkeypatch.delenv("SUDO_USER")
+    monkeypatch.delenv("USER")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    assert report.who() == f"uid {os.getuid()}@{host}"

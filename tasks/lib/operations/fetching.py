@@ -14,7 +14,7 @@ from pyinfra.api import QuoteString, StringCommand, operation
 from tasks.lib import compose, fitness, fleet, report
 from tasks.lib.calls import ROOT, call, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.operations import signing
-from tasks.lib.operations.staging import smoke
+from tasks.lib.operations.staging import smoke, tell
 from tasks.lib.release import Lock, Refused, blobs, image_blobs, missing, model_blobs, sign_command
 from tasks.lib.settings import Settings, image_name
 
@@ -144,8 +144,7 @@ def prove(lock: Lock, settings: Settings, goldens: Any):
             raise Refused(host.name, "cannot write the smoke test's compose file", next=f"look at {folder}")
         answer = smoke(host, lock, here, [f"{folder}/compose.smoke.yaml"], folder)
         goldens.save(lock, answer["embeddings"])
-        report.record(host.name, latency_ms=answer["latency_ms"]["page"])
-        report.record(host.name, outbound_attempts=answer["outbound_attempts"])
+        tell(host, answer)
         if signing.asked_for():
             why = f"the release is proven, and its goldens are new: {goldens.path} is not signed"
             return fail(

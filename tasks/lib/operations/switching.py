@@ -11,7 +11,7 @@ from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
 from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, tool_path
-from tasks.lib.release import Lock, Refused, say
+from tasks.lib.release import Lock, Refused, say, space
 from tasks.lib.settings import Settings
 
 
@@ -30,7 +30,7 @@ def activate(lock: Lock, settings: Settings):
         return
     if not state.is_executing:
         report.record(host.name, state="would change")
-    yield guarded(lambda host: switch(host, settings, lock.id, text, why="deploy"), phase="activate")
+    yield guarded(lambda host: switch(host, settings, lock, text, why="deploy"), phase="activate")
 
 
 @operation(is_idempotent=True)
@@ -53,7 +53,7 @@ def withdraw(settings: Settings, hosts: list[str]):
         if not put(host, path, text.encode()):  # staging the same release with other settings has replaced it
             raise Refused(host.name, "cannot write the override", next=f"look at {path}")
         # Not `previous`: a rollback must not lead to what the fleet has just turned down.
-        if not switch(host, settings, lock.id, text, why=why, previous=store["previous"] or lock.id):
+        if not switch(host, settings, lock, text, why=why, previous=store["previous"] or lock.id):
             stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
             return fail(host, f"{why}, and going back failed: {known['why']}", stays)
         report.record(host.name, confirmed=False, release=lock.id)
@@ -73,7 +73,7 @@ def check_target(settings: Settings):
         return standing.target(seen, settings.release)
 
     def work(host: Any) -> bool:
-        lock, text = aim()
+        lock, _ = aim()
         ensure_tool(host)
         document = json.dumps(lock.document)
         expect(call(host, "signed", "check", release=lock.id, deadline=300))
@@ -84,7 +84,7 @@ def check_target(settings: Settings):
             raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), mend)
         expect(call(host, "engine", "load", document=document, deadline=3600))
         report.record(host.name, **{**standing.proof(seen, lock.id), "verified": report.stamp(time.time())})
-        report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id, override=text)
+        report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id)
         return True
 
     if not state.is_executing:
@@ -117,20 +117,18 @@ def roll_back(settings: Settings):
     known = report.RESULTS[host.name]
 
     def work(host: Any) -> bool:
-        seen, target, text = known["seen"], known["target"], known["override"]
-        lock = standing.locked_here(seen, target)
-        if lock and standing.active(seen, settings, lock, text):
+        seen, target = known["seen"], known["target"]
+        lock, text = standing.target(seen, target)
+        if standing.active(seen, settings, lock, text):
             report.record(host.name, confirmed=True, state="unchanged")
             return True
         # `previous` is where it goes: the same command again stays there, and does not come forward.
-        return switch(host, settings, target, text, why="rollback", previous=target)
+        return switch(host, settings, lock, text, why="rollback", previous=target)
 
     yield guarded(work, phase="activate")
 
 
-def switch(
-    target: Any, settings: Settings, release_id: str, override: str, why: str, previous: str | None = None
-) -> bool:
+def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str, previous: str | None = None) -> bool:
     """One switch, by the program on the host; then the confirmation over a new connection, or the host goes back.
 
     `previous`: what the host's record of that name becomes, where it is not the release that is left.
@@ -156,7 +154,7 @@ def switch(
         "activate",
         document=json.dumps(document),
         deadline=2 * within + settings.soak + 600,
-        release=release_id,
+        release=lock.id,
         stack=settings.stack,
         override=stack["override"],
         project=settings.project or stack["project"],
@@ -177,6 +175,8 @@ def switch(
     if not answer.get("ok"):
         state_word = answer.get("state") if answer.get("state") not in (None, "awaiting") else "failed"
         return fail(target, say(answer.get("error") or {}), str(state_word))
-    report.record(target.name, confirmed=True, switched=True, state="active", release=release_id)
+    report.record(target.name, confirmed=True, switched=True, state="active", release=lock.id)
     report.record(target.name, probe=answer.get("probe"), switch_seconds=answer.get("seconds"))
+    # What was looked at before is no more: the report says what serves now.
+    report.record(target.name, space=space(lock), since=report.stamp(time.time()), container=None)
     return True
