@@ -128,7 +128,7 @@ def space_problem(seen: Seen, lock: Lock, settings: Settings, one_wave: bool) ->
 def target(seen: Seen, asked: str) -> tuple[Lock, str]:
     """Where a rollback goes: the release that was asked for (an id or its beginning), else the previous confirmed one.
 
-    -> its lock as the host has it, and the override that its smoke test passed with. Refused: what the host lacks.
+    -> its lock as the host has it, and the override that it was confirmed with. Refused: what the host lacks.
     """
     store = seen["store"]
     found = [name for name in store["releases"] or [] if asked and name.startswith(asked)]
@@ -139,11 +139,20 @@ def target(seen: Seen, asked: str) -> tuple[Lock, str]:
     if not chosen:
         raise Refused("rollback", "has nowhere to go", "a previous confirmed release", "none", "tasks/status.py")
     lock = locked_here(seen, chosen)
-    override = (store["states"].get(chosen) or {}).get("override")
+    override = confirmed(seen, chosen)
     if lock is None or not override:
         lacks = "its lock" if lock is None else "its override"
         raise Refused(f"releases/{chosen[:12]}", "is not complete", "an activated release", f"no {lacks}", "deploy.py")
     return lock, override
+
+
+def confirmed(seen: Seen, release_id: str) -> str:
+    """The override that a release was confirmed with on this host, else the one that its smoke test passed with; or "".
+
+    They differ where the release was staged again with other settings that were then turned down.
+    """
+    about = seen["store"]["states"].get(release_id) or {}
+    return about.get("confirmed") or about.get("override") or ""
 
 
 def drift(seen: Seen, settings: Settings) -> list[str]:
@@ -165,7 +174,7 @@ def drift(seen: Seen, settings: Settings) -> list[str]:
         found.append(f"{len(wrong)} blobs are missing or have another size")
     if seen["signers"] and not (store["states"].get(current) or {}).get("signed"):
         found.append(f"{SIGNERS} asks for signatures, and what serves here has none")
-    override = (store["states"].get(current) or {}).get("override") or ""
+    override = confirmed(seen, current)
     stack = seen.get("stack") or {}
     if (stack.get("overrides") or {}).get(stack.get("override")) != override:
         found.append("the override beside the stack is not the release's")

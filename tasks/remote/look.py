@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 
+STAGED, CONFIRMED = "compose.override.yaml", "compose.confirmed.yaml"
 STACK_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 
 
@@ -247,12 +248,13 @@ def store(path):
     for name in os.listdir(states) if os.path.isdir(states) else []:
         folder = os.path.join(states, name)
         if os.path.isdir(folder):
-            names = ("verified-at", "smoke.json", "compose.override.yaml", "baked.json", "signed.json")
+            names = ("verified-at", "smoke.json", STAGED, CONFIRMED, "baked.json", "signed.json")
             texts = {n: read(os.path.join(folder, n)) for n in names}
             about[name] = {
                 "verified": parsed(texts["verified-at"]),
                 "smoke": parsed(texts["smoke.json"]),
-                "override": texts["compose.override.yaml"],
+                "override": texts[STAGED],
+                "confirmed": texts[CONFIRMED],
                 "baked": parsed(texts["baked.json"]),
                 "signed": signatures(texts["signed.json"]),
             }

@@ -169,6 +169,9 @@ def confirm(records, intent):
     write(os.path.join(records.store, "current"), f"{intent['to']}\n")
     if intent["from"] != intent["to"]:
         write(os.path.join(records.store, "previous"), f"{intent['previous'] or ''}\n")
+    # The same release may be staged again with other settings, and those be turned down: what was confirmed stays told.
+    if text := read(os.path.join(intent["stack"], intent["override"])):
+        write(os.path.join(records.store, "state", intent["to"], "compose.confirmed.yaml"), text)
 
 
 def finish(records, intent, answer):

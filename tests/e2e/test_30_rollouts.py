@@ -161,6 +161,18 @@ def test_the_canary_withdraws(settled, what):
     print(f"{what}: longest gap on the canary {longest_gap(answers[CANARY]):.2f} s")
 
 
+def test_settings_that_are_turned_down_leave_the_same_release_in_order(settled):
+    ids = {name: container(name) for name in HOSTS}
+    run = fleet("deploy.py", "--data", 'environment={"FAULT": "wrong"}')
+    assert run.code == 1 and run.report["release"] == settled.release
+    assert [run.host(name)["state"] for name in HOSTS] == ["withdrawn", "held", "held", "held"]
+    status = fleet("tasks/status.py")
+    assert status.code == 0, status.said[-2000:]
+    again = fleet("tasks/rollback.py", "--data", f"release={settled.release}")
+    assert again.code == 0 and {again.host(name)["state"] for name in HOSTS} == {"unchanged"}, again.said[-2000:]
+    assert {name: container(name) for name in OTHERS} == {name: ids[name] for name in OTHERS}
+
+
 def test_a_first_deploy_that_fails_leaves_no_half_service(settled):
     on(CANARY, f"rm -rf {STORE}; docker rm -f light-backend-1; rm -f /srv/light/*override*")
     run = fleet("deploy.py", "--data", 'environment={"FAULT": "sick"}')

@@ -72,6 +72,15 @@ def test_each_drift_is_named(served, wanted, lock):
         assert len(found) == 1 and said in found[0], found
 
 
+def test_settings_that_were_staged_and_turned_down_are_neither_drift_nor_where_a_rollback_goes(served, wanted, lock):
+    about = served["store"]["states"][lock.id]
+    was, about["override"] = about["override"], about["override"].replace("HF_HUB_OFFLINE: '1'", "HF_HUB_OFFLINE: '0'")
+    assert was != about["override"] and len(standing.drift(served, wanted)) == 2  # as of a host that keeps no record
+    about["confirmed"] = was
+    assert standing.drift(served, wanted) == []
+    assert standing.target(served, lock.id)[1] == was
+
+
 BARE = {"lock": None, "goldens": None}
 SIGNED = {"lock": "a", "goldens": "b"}
 

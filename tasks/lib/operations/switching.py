@@ -49,11 +49,8 @@ def withdraw(settings: Settings, hosts: list[str]):
         if not store["current"]:
             return fail(host, f"{why}; it served nothing before, so it stays", "not withdrawn")
         lock, text = standing.target(known["seen"], store["current"])
-        path = f"{settings.model_store}/state/{lock.id}/compose.override.yaml"
-        if not put(host, path, text.encode()):  # staging the same release with other settings has replaced it
-            raise Refused(host.name, "cannot write the override", next=f"look at {path}")
         # Not `previous`: a rollback must not lead to what the fleet has just turned down.
-        if not switch(host, settings, lock, text, why=why, previous=store["previous"] or lock.id):
+        if not go_back(host, settings, lock, text, why=why, previous=store["previous"] or lock.id):
             stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
             return fail(host, f"{why}, and going back failed: {known['why']}", stays)
         report.record(host.name, confirmed=False, release=lock.id)
@@ -123,9 +120,17 @@ def roll_back(settings: Settings):
             report.record(host.name, confirmed=True, state="unchanged")
             return True
         # `previous` is where it goes: the same command again stays there, and does not come forward.
-        return switch(host, settings, lock, text, why="rollback", previous=target)
+        return go_back(host, settings, lock, text, why="rollback", previous=target)
 
     yield guarded(work, phase="activate")
+
+
+def go_back(target: Any, settings: Settings, lock: Lock, override: str, why: str, previous: str) -> bool:
+    """A switch to a release as it was confirmed: staging it again with other settings has replaced its override."""
+    path = f"{settings.model_store}/state/{lock.id}/compose.override.yaml"
+    if not put(target, path, override.encode()):
+        raise Refused(target.name, "cannot write the override", next=f"look at {path}")
+    return switch(target, settings, lock, override, why, previous)
 
 
 def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str, previous: str | None = None) -> bool:
