@@ -103,9 +103,12 @@ def condition(container: Seen) -> str:
 def proof(seen: Seen, release_id: str | None) -> dict[str, Any]:
     """What a release was proven with on this host: its last hashing and its smoke test."""
     about = (seen["store"]["states"] or {}).get(release_id) or {}
-    smoke = about.get("smoke") or {}
+    return {"verified": (about.get("verified") or {}).get("at"), **smoked(about.get("smoke") or {})}
+
+
+def smoked(smoke: Seen) -> dict[str, Any]:
+    """What the report says of a smoke test, of this run or kept by a host."""
     return {
-        "verified": (about.get("verified") or {}).get("at"),
         "cosine": (smoke.get("cosine") or {}).get("mean"),
         "latency_ms": (smoke.get("latency_ms") or {}).get("page"),
         "versions": smoke.get("versions"),

@@ -166,8 +166,7 @@ def ledger(
 
 def tell(target: Any, smoke: Mapping[str, Any]) -> None:
     """Into the report, what a smoke test found."""
-    report.record(target.name, cosine=(smoke.get("cosine") or {}).get("mean"), versions=smoke.get("versions"))
-    report.record(target.name, latency_ms=smoke["latency_ms"]["page"], outbound_attempts=smoke["outbound_attempts"])
+    report.record(target.name, **standing.smoked(smoke), outbound_attempts=smoke["outbound_attempts"])
 
 
 def smoke(target: Any, lock: Lock, settings: Settings, files: list[str], directory: str) -> Mapping[str, Any]:
