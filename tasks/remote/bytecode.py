@@ -13,6 +13,7 @@ import marshal
 import os
 import sys
 import zipfile
+import zlib
 
 from files import answered, locked, sync
 
@@ -30,10 +31,19 @@ def compiled(source, target, name):
             both.writestr(zipfile.ZipInfo(f"{entry.filename}c", entry.date_time), header + marshal.dumps(code))
 
 
+def whole(path):
+    """Whether the tool is there with every byte: one that was cut short, by a power cut say, is made anew."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            return packed.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError):
+        return False
+
+
 def place(args):
     source, staged = sys.argv[0], f"{args.to}.new"
     with locked(os.path.join(os.path.dirname(args.to), ".lock"), "is being brought", within=60):
-        if not os.path.exists(args.to):  # a process may be reading it: another of the same name has other offsets
+        if not whole(args.to):  # a process may be reading a whole one: another of the same name has other offsets
             compiled(source, staged, args.to)
             with open(staged, "rb") as file:
                 os.fchmod(file.fileno(), 0o644)

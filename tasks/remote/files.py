@@ -31,12 +31,16 @@ def write(path, text, mode=0o644):
     `mode` None is for a drive whose filesystem knows no modes.
     """
     staged = f"{path}.new"
-    with open(staged, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        if mode is not None:
-            os.fchmod(file.fileno(), mode)
-        os.fsync(file.fileno())
+    try:
+        with open(staged, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or path  # a full disk does not say whose it is
+        raise
     os.rename(staged, path)
     sync(os.path.dirname(path))
 

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
+import zlib
 
 STAGED, CONFIRMED = "compose.override.yaml", "compose.confirmed.yaml"
 STACK_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
@@ -45,6 +47,32 @@ def read(path):
             return file.read()
     except OSError:
         return None
+
+
+def record(text):
+    """The JSON object in `text`, or None: what power cuts and people leave in a record is no reason not to look."""
+    found = parsed(text)
+    return found if isinstance(found, dict) else None
+
+
+def tools(directory):
+    """The tools that are whole: one that a power cut or a full disk cut short is none, and is brought again."""
+    found = []
+    for name in sorted(sizes(directory) or {}):
+        try:
+            with zipfile.ZipFile(os.path.join(directory, name)) as packed:
+                found += [name] if packed.testzip() is None else []
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError):
+            continue
+    return found
+
+
+def mark(path):
+    """A record that counts by being there, whatever is in it: its object, else {"why": what it says instead}."""
+    if not os.path.lexists(path):
+        return None
+    text = read(path)
+    return record(text) or {"why": f"{path} is not a record of ours: {(text or 'not readable')[:200]!a}"}
 
 
 def existing(path):
@@ -195,8 +223,10 @@ def signers(path):
 
 def signatures(text):
     """{"lock": signature, "goldens": signature or null} that the host keeps of a release, or None."""
-    kept = parsed(text)
-    return {name: (entry or {}).get("signature") for name, entry in kept.items()} if kept else None
+    kept = record(text)
+    if not kept:
+        return None
+    return {name: entry.get("signature") if isinstance(entry, dict) else None for name, entry in kept.items()}
 
 
 def lease(path):
@@ -207,14 +237,14 @@ def lease(path):
     except FileNotFoundError:
         return None
     except OSError:
-        return parsed(read(os.path.join(path, "lease.json"))) or {}
+        return record(read(os.path.join(path, "lease.json"))) or {}
     return None
 
 
 def since(path):
     """When the current release was confirmed: the journal's last word about it, or None."""
     for line in reversed((read(os.path.join(path, "journal.jsonl")) or "").splitlines()):
-        entry = parsed(line) or {}
+        entry = record(line) or {}
         if entry.get("step") == "confirm":
             return entry.get("time")
     return None
@@ -233,9 +263,8 @@ def sizes(directory):
 
 def bundle(path):
     """The directory of a bundle: its filesystem, its parts' sizes, and which release bundle.json, written last, names."""
-    about = parsed(read(os.path.join(path, "bundle.json")))
-    found = about.get("release") if isinstance(about, dict) else None
-    return {**filesystem(path), "parts": sizes(os.path.join(path, "parts")), "release": found}
+    about = record(read(os.path.join(path, "bundle.json"))) or {}
+    return {**filesystem(path), "parts": sizes(os.path.join(path, "parts")), "release": about.get("release")}
 
 
 def store(path):
@@ -251,11 +280,11 @@ def store(path):
             names = ("verified-at", "smoke.json", STAGED, CONFIRMED, "baked.json", "signed.json")
             texts = {n: read(os.path.join(folder, n)) for n in names}
             about[name] = {
-                "verified": parsed(texts["verified-at"]),
-                "smoke": parsed(texts["smoke.json"]),
+                "verified": record(texts["verified-at"]),
+                "smoke": record(texts["smoke.json"]),
                 "override": texts[STAGED],
                 "confirmed": texts[CONFIRMED],
-                "baked": parsed(texts["baked.json"]),
+                "baked": record(texts["baked.json"]),
                 "signed": signatures(texts["signed.json"]),
             }
     return {
@@ -267,12 +296,12 @@ def store(path):
         "locks": {name: read(os.path.join(releases, name, "lock.json")) for name in built or []},
         "lease": lease(path),
         "recreate": os.path.exists(os.path.join(states, "recreate")),
-        "pending": parsed(read(os.path.join(states, "pending"))),
+        "pending": mark(os.path.join(states, "pending")),
         "since": since(path),
         "current": (read(os.path.join(path, "current")) or "").strip() or None,
         "previous": (read(os.path.join(path, "previous")) or "").strip() or None,
-        "frozen": parsed(read(os.path.join(states, "frozen"))),
-        "tools": sorted(os.listdir(os.path.join(path, "tool"))) if os.path.isdir(os.path.join(path, "tool")) else [],
+        "frozen": mark(os.path.join(states, "frozen")),
+        "tools": tools(os.path.join(path, "tool")),
         "mounted": os.path.ismount(path),
         "devices": sorted(
             {os.stat(os.path.join(path, n)).st_dev for n in os.listdir(path) if os.path.isdir(os.path.join(path, n))}

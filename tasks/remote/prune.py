@@ -84,7 +84,10 @@ def lines(path):
 
 def order(store, name):
     """When a release was proven here last, in seconds since the epoch."""
-    return json.loads(read(os.path.join(store, "state", name, "verified-at")) or "{}").get("epoch", 0)
+    try:
+        return float(json.loads(read(os.path.join(store, "state", name, "verified-at")) or "{}").get("epoch", 0))
+    except (ValueError, AttributeError, TypeError):
+        return 0.0  # no record of ours: as if it had not been proven
 
 
 def plan(store, keep, asked):
@@ -92,12 +95,12 @@ def plan(store, keep, asked):
     records = Records(store)
     folder = os.path.join(store, "releases")
     names = [name for name in os.listdir(folder) if release.SHA256.fullmatch(name)]
-    why = dict.fromkeys(asked.get("keep", []), "asked for")
+    why = dict.fromkeys(asked.get("keep", []), "the lock in git")
     for name in sorted(names, key=lambda name: -order(store, name))[:keep]:
         why.setdefault(name, f"one of the {keep} newest")
     for record in ("current", "previous"):
         why[(read(os.path.join(store, record)) or "").strip()] = record
-    pending = json.loads(read(records.pending) or "{}")
+    pending = records.intent() or {}
     why.update({pending.get(end): "pending" for end in ("from", "to") if pending})
     used = containers()
     uses = [(source, "mounted") for sources, _, _ in used for source in sources]

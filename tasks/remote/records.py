@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
 from files import now, read
+from release import Refused
 
 
 class Records:
@@ -21,10 +23,34 @@ class Records:
     def journal(self, step, **more):
         """One line before each step; on disk before the step begins."""
         line = json.dumps({"time": now(), "step": step, **more}, ensure_ascii=True)
-        with open(os.path.join(self.store, "journal.jsonl"), "a", encoding="ascii") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = os.path.join(self.store, "journal.jsonl")
+        try:
+            with open(path, "a", encoding="ascii") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = error.filename or path
+            raise
+
+    def tell(self, step, **more):
+        """A line that explains, and decides nothing: a full disk is no reason not to go on with what puts a host right."""
+        with contextlib.suppress(OSError):
+            self.journal(step, **more)
+
+    def intent(self):
+        """What the switch that is under way, or was cut off, is about; None without one. Refused: nobody can read it."""
+        text = read(self.pending)
+        if text is None:
+            return None
+        try:
+            found = json.loads(text)
+            if found.keys() >= {"from", "to", "stack", "override", "project", "service"}:
+                return found
+        except (ValueError, AttributeError):
+            pass
+        mend = f"journal.jsonl beside it tells what was under way; rm {self.pending}, then deploy.py"
+        raise Refused(self.pending, "is no record of a switch", "a JSON object", ascii(text[:80]), mend)
 
     def current(self):
         return (read(os.path.join(self.store, "current")) or "").strip() or None

@@ -35,6 +35,7 @@ from service import MARKER, Service, docker, ghost, restart_engine
 WAIT = 0.1  # seconds between looks for the confirmation
 REVERT = 300  # seconds at least: a short deadline is for the new release, the old one may take its time
 REVERTS = 3  # tries: what a power cut left of a container can make Compose fail once
+COMMAND = 300  # seconds at most for the operator's drain, and for their readmit
 
 
 class Stopped(Exception):
@@ -73,13 +74,20 @@ def command(what, words):
     """The operator's own `drain` or `readmit`: a shell line of theirs, run on the host; it must bear being run twice."""
     if not words:
         return
-    try:
-        done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, errors="replace", timeout=300)
-    except subprocess.TimeoutExpired:
-        raise Refused(f"{what} command", "took longer than 300 s", next=f"setting {what}") from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-300:]
-        raise Refused(f"{what} command", f"failed with code {done.returncode}", found=said, next=f"setting {what}")
+    # Not a pipe: what they leave in the background would hold it open. Not a file: the disk may be full.
+    with open(os.memfd_create("said"), "r+b") as said:
+        more = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said, "start_new_session": True}
+        process = subprocess.Popen(["sh", "-c", words], **more)
+        try:
+            code = process.wait(COMMAND)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise Refused(f"{what} command", f"took longer than {COMMAND} s", next=f"setting {what}") from None
+        if code:
+            said.seek(0)
+            found = said.read().decode("utf-8", "replace").strip()[-300:]
+            raise Refused(f"{what} command", f"failed with code {code}", found=found, next=f"setting {what}")
 
 
 # ------------------------------------------------------------------------------------------------------------ activate
@@ -111,11 +119,11 @@ def activate(args, ask, tell):
         records.journal("drain")
         command("drain", ask.get("drain"))
         records.journal("switch", to=args.release)
-        down = time.monotonic()
+        down = time.monotonic()  # the deadline is the service's; a drain has its own
         write(service.override, read(candidate))
         anew = args.recreate or os.path.exists(records.recreate) or (old == args.release and not healthy(was))
         service.up(args.within, anew)
-        found = service.wait_healthy(max(1, args.within - (time.monotonic() - started)), was)
+        found = service.wait_healthy(max(1, args.within - (time.monotonic() - down)), was)
         records.journal(
             "check", to=args.release, container=found["Id"], switch_seconds=round(time.monotonic() - down, 2)
         )
@@ -179,7 +187,7 @@ def finish(records, intent, answer):
     try:
         command("readmit", intent.get("readmit"))
     except Refused as no:
-        records.journal("not readmitted", **no.error)
+        records.tell("not readmitted", **no.error)
         answer = {**answer, "ok": False, "state": f"{answer['state']}, not readmitted", "error": no.error}
     remove(records.pending)
     if answer["state"].startswith("active"):
@@ -189,8 +197,7 @@ def finish(records, intent, answer):
 
 def revert(records, intent):
     """Put back what was; -> "withdrawn", or "frozen" when that fails too: then nothing more is tried."""
-    with contextlib.suppress(OSError):  # a full disk is no reason to leave an unproven release running
-        records.journal("revert", to=intent["from"])
+    records.tell("revert", to=intent["from"])
     service = Service(intent["stack"], intent["override"], intent["project"], intent["service"])
     until, tries = time.monotonic() + max(intent["within"], REVERT), 0
     while True:
@@ -203,14 +210,14 @@ def revert(records, intent):
             if time.monotonic() < until and (not answers or tries < REVERTS):
                 if answers:
                     anew = ghost(str(error)) and restart_engine()
-                    records.journal("revert again", why=str(error)[-300:], engine_restarted=anew)
+                    records.tell("revert again", why=str(error)[-300:], engine_restarted=anew)
                 time.sleep(1)  # an engine that restarts comes back
                 continue
             why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": last_words(service)}
             write(records.frozen, json.dumps(why))
-            records.journal("frozen", why=why["why"])
+            records.tell("frozen", why=why["why"])
             return "frozen"
-    records.journal("withdrawn", to=intent["from"])
+    records.tell("withdrawn", to=intent["from"])
     return finish(records, intent, {"state": "withdrawn"})["state"]
 
 
@@ -240,10 +247,10 @@ def put_back(records, service, intent, within, anew):
 
 def recover(records):
     """Finish what a killed run left: its intent stands in state/pending; anything not confirmed is put back."""
-    text = read(records.pending)
-    if text is None or read(records.frozen) is not None:  # frozen: nothing more is tried
+    # frozen: nothing more is tried
+    intent = records.intent() if read(records.frozen) is None else None
+    if intent is None:
         return None
-    intent = json.loads(text)
     if records.current() == intent["to"] and intent["from"] != intent["to"]:
         confirm(records, intent)
         return finish(records, intent, {"state": "active"})["state"]
@@ -280,7 +287,7 @@ def detached(args, ask):
             signal.signal(number, stop)
         os._exit(background(args, ask, writing))
     os.close(writing)
-    text, until = b"", time.monotonic() + 2 * args.within + args.soak + REVERT + 120
+    text, until = b"", time.monotonic() + 2 * args.within + args.soak + REVERT + 2 * COMMAND + 120
     while b"\n" not in text and select.select([reading], [], [], max(0, until - time.monotonic()))[0]:
         chunk = os.read(reading, 65536)
         if not chunk:
@@ -308,7 +315,7 @@ def background(args, ask, pipe):
 
     try:
         # An activation whose controller died puts the old release back in a while: then it is our turn.
-        with alone(args.store, within=args.confirm + REVERT):
+        with alone(args.store, within=args.confirm + REVERT + COMMAND):
             answer = {"ok": True, **activate(args, ask, awaiting)}
             write(Records(args.store).outcome, json.dumps({"token": token[0] if token else None, **answer}))
     except Refused as no:

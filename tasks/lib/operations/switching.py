@@ -151,14 +151,14 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
         "drain": settings.drain,
         "readmit": settings.readmit,
     }
-    # its own deadline to get healthy, and then up to five minutes to revert
-    within = settings.health_deadline
+    # Its own deadline to get healthy, and to go back if it must, with a drain before and a readmit after.
+    within, back = settings.health_deadline, max(settings.health_deadline, 300) + 300
     answer = call(
         target,
         "switch",
         "activate",
         document=json.dumps(document),
-        deadline=2 * within + settings.soak + 600,
+        deadline=within + settings.soak + back + 600,
         release=lock.id,
         stack=settings.stack,
         override=stack["override"],
@@ -174,7 +174,7 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
         if answer.get("token") and answer.get("state") == "awaiting":
             token = answer["token"]
             with fleet.fresh(target):
-                answer = call(target, "switch", "confirm", token=token, within=330, deadline=360)
+                answer = call(target, "switch", "confirm", token=token, within=back + 30, deadline=back + 60)
             if not answer.get("ok") and "token" not in answer:
                 answer |= {"token": token, "state": "awaiting"}
     if not answer.get("ok"):
