@@ -8,9 +8,14 @@ from __future__ import annotations
 import base64
 import json
 import math
+import signal
 import struct
+from contextlib import contextmanager
 
 from release import Refused
+
+PATIENCE = 60  # seconds for one whole answer, however it comes
+LARGEST = 64 << 20  # bytes of one answer
 
 
 def vectors(entry):
@@ -25,6 +30,12 @@ def cosine(a, b):
     return dot / (math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b)) or 1.0)
 
 
+def shape(rows):
+    """`3 x 128`, or how its rows differ: zeros at the end of each change no cosine, and are another embedding."""
+    widths = sorted({len(row) for row in rows})
+    return f"{len(rows)} x {' or '.join(map(str, widths))}"
+
+
 def filled(body, query):
     """The operator's body with {query} in its strings."""
     if isinstance(body, dict):
@@ -34,12 +45,29 @@ def filled(body, query):
     return body.replace("{query}", query) if isinstance(body, str) else body
 
 
+@contextmanager
+def patient():
+    """Ends what takes longer than PATIENCE: urllib's own timeout is for each read, and a service may drip bytes for ever."""
+
+    def late(number, frame):
+        raise TimeoutError(f"no whole answer within {PATIENCE} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def probe(asked, goldens):
     """Embed the golden queries through the running service; -> lowest mean cosine. None asked for: not embedded."""
     classes = list((goldens.get("classes") or {}).values())
     if not asked or not classes:
         return None
     import urllib.request  # 50 ms, which every other call of a switch would pay too
+    from http.client import HTTPException
 
     lowest, asked_for = 1.0, 0
     for golden in classes[:1]:
@@ -47,19 +75,30 @@ def probe(asked, goldens):
             request = urllib.request.Request(asked["url"], json.dumps(filled(asked["body"], query)).encode())
             request.add_header("Content-Type", "application/json")
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    found = json.loads(answer.read())
+                with patient(), urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                    text = answer.read(LARGEST + 1)
+                if len(text) > LARGEST:
+                    raise ValueError(f"more than {LARGEST} bytes")
+                found = json.loads(text)
                 for key in asked["answer"].split("."):
                     found = found[int(key)] if isinstance(found, list) else found[key]
                 theirs = vectors(golden["vectors"][f"query{number}"])
-                if len(found) != len(theirs):
-                    raise ValueError(f"{len(found)} vectors, the goldens have {len(theirs)}")
+                if shape(found) != shape(theirs):
+                    raise ValueError(f"vectors of {shape(found)}, the goldens' are of {shape(theirs)}")
                 score = sum(map(cosine, found, theirs)) / len(theirs)
                 if not math.isfinite(score):  # JSON knows NaN, and min() would let it pass
                     raise ValueError("numbers that are not finite")
                 lowest, asked_for = min(lowest, score), asked_for + 1
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-                found = f"{type(error).__name__}: {error}"
+            except (
+                OSError,
+                ValueError,
+                LookupError,
+                TypeError,
+                ArithmeticError,
+                RecursionError,
+                HTTPException,
+            ) as error:
+                found = f"{type(error).__name__}: {str(error)[:200]}"
                 said = ("does not embed", "vectors as the probe says", found, "setting probe")
                 raise Refused(asked["url"], *said) from None
     if not asked_for:

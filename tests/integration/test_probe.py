@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import plain
@@ -53,7 +56,11 @@ def test_the_goldens_own_answer_passes(serve):
     [
         (json.dumps({"embedding": [[0.0, 1.0], [0.8, -0.6]]}), 200, "embeds otherwise"),
         ('{"embedding": [[NaN, NaN], [NaN, NaN]]}', 200, "not finite"),
-        (json.dumps({"embedding": ROWS[:1]}), 200, "1 vectors"),
+        (json.dumps({"embedding": ROWS[:1]}), 200, "vectors of 1 x 2, the goldens' are of 2 x 2"),
+        (json.dumps({"embedding": [[*row, 0.0] for row in ROWS]}), 200, "2 x 3"),
+        (json.dumps({"embedding": [[1.0, 0.0], [0.6, 0.8, 0.0]]}), 200, "2 x 2 or 3"),
+        (json.dumps({"embedding": [[10**400, 0], [0, 1]]}), 200, "does not embed"),
+        ("[" * 100000, 200, "does not embed"),
         (json.dumps({"other": ROWS}), 200, "does not embed"),
         ("<html>", 200, "does not embed"),
         ("{}", 500, "does not embed"),
@@ -62,6 +69,39 @@ def test_the_goldens_own_answer_passes(serve):
 def test_no_other_answer_does(serve, answer, status, said):
     with pytest.raises(Refused, match=said):
         probe.probe(serve(answer, status), goldens())
+
+
+def raw(*parts: bytes, pause: float = 0):
+    """A port that answers one connection with these bytes -> the probe's settings for it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65536)
+            with contextlib.suppress(OSError):
+                for part in parts:
+                    connection.sendall(part)
+                    time.sleep(pause)
+
+    threading.Thread(target=answer, daemon=True).start()
+    return {"url": f"http://127.0.0.1:{listening.getsockname()[1]}/", "body": {}, "answer": "embedding"}
+
+
+HEAD = b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize("parts", [(HEAD, b"{"), (b"SSH-2.0-x\r\n",), (b"",)])
+def test_what_is_no_whole_answer_of_http_is_refused(parts):
+    with pytest.raises(Refused, match="does not embed"):
+        probe.probe(raw(*parts), goldens())
+
+
+@pytest.mark.parametrize("head", [HEAD, b"HTTP/1.0 200 OK\r\nX-Slow: "])
+def test_a_service_that_drips_bytes_is_not_waited_for_for_ever(monkeypatch, head):
+    monkeypatch.setattr(probe, "PATIENCE", 1)
+    with pytest.raises(Refused, match="no whole answer within 1 s"):
+        probe.probe(raw(head, *[b"."] * 100, pause=0.2), goldens())
 
 
 def test_what_was_not_asked_was_not_embedded(serve):
