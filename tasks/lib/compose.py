@@ -39,7 +39,13 @@ def _xet(settings: Settings) -> dict[str, str]:
 
 def environment_of(override: str, service: str) -> dict[str, str]:
     """What an override asks to stand in the environment of the service's process: what an activation checks."""
-    return dict(yaml.safe_load(override)["services"][service]["environment"])
+    found = yaml.safe_load(override)["services"][service]["environment"]
+    return {key: value.replace("$$", "$") for key, value in found.items()}
+
+
+def _literal(values: Mapping[str, str]) -> dict[str, str]:
+    """As Compose must read them: it puts variables of its own in for a single `$`."""
+    return {key: value.replace("$", "$$") for key, value in values.items()}
 
 
 def override(lock: Lock, settings: Settings, tool: str, goldens: bool) -> str:
@@ -69,7 +75,7 @@ def _common(lock: Lock, settings: Settings) -> dict[str, Any]:
         "image": lock.tag,
         "pull_policy": "never",
         "labels": {"hf-offline.release": lock.id},
-        "environment": environment(lock, settings),
+        "environment": _literal(environment(lock, settings)),
     }
     if lock.delivery == "mount":
         service["volumes"] = [_bind(f"{settings.model_store}/releases/{lock.id}", settings.hf_home)]

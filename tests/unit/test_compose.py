@@ -53,6 +53,14 @@ def test_the_smoke_service_has_no_network_and_no_rights(lock, chosen):
     assert "--goldens" in smoke["command"]
 
 
+def test_compose_puts_nothing_in_for_a_dollar_of_the_operators(lock, chosen):
+    odd = {"SECRET": "pa$word", "BOTH": "$$x ${HOME}"}
+    text = compose.override(lock, chosen.model_copy(update={"environment": odd}), "/t.pyz", goldens=True)
+    written = yaml.safe_load(text)["services"]["backend"]["environment"]
+    assert written["SECRET"] == "pa$$word" and written["BOTH"] == "$$$$x $${HOME}"  # as Compose's own files say a `$`
+    assert compose.environment_of(text, "backend").items() >= odd.items()
+
+
 def test_an_operators_environment_reaches_both(lock, chosen):
     services = made(lock, chosen, environment={"OMP_NUM_THREADS": "2"})
     assert all(service["environment"]["OMP_NUM_THREADS"] == "2" for service in services.values())
