@@ -1,6 +1,6 @@
 """Hash the current release of each host again: pyinfra -y INVENTORY tasks/verify.py
 
---data sample=10      percent of the blobs, chosen at random; all of them by default
+--data sample=10      percent of the bytes, in blobs chosen by lot; all of them by default
 """
 
 from pyinfra import host, state

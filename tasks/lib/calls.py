@@ -92,7 +92,7 @@ def put(target: Any, path: str, data: bytes) -> bool:
     """Write a small file on `target`: staged beside, checked by digest, renamed."""
     digest = hashlib.sha256(data).hexdigest()
     staged = f"{path}.{os.getpid()}.put"
-    if not target.connector.put_file(io.BytesIO(data), staged, **fleet.elevation(target)):
+    if not fleet.send(target, data, staged):
         return False
     check = StringCommand("echo", QuoteString(f"{digest}  {staged}"), "| sha256sum -c --quiet && chmod 0644 --")
     move = StringCommand(check, QuoteString(staged), "&& mv -T --", QuoteString(staged), QuoteString(path))

@@ -6,6 +6,7 @@ that both sides of a boundary call: the edge in that order, and the place where 
 
 from __future__ import annotations
 
+import io
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -117,6 +118,15 @@ def run(target: Any, command: StringCommand, stdin: str | None, timeout: int) ->
             said = f"{target.name}: {type(error).__name__}: {error}"
             logger.error(said)
             return False, CommandOutput([])
+
+
+def send(target: Any, data: bytes, path: str) -> bool:
+    """Write `data` to a file on the host; never raises: no such directory, a full disk, a broken connection are False."""
+    try:
+        return bool(target.connector.put_file(io.BytesIO(data), path, **elevation(target)))
+    except (OSError, SSHException, EOFError) as error:
+        logger.error(f"{target.name}: {path}: {type(error).__name__}: {error}")
+        return False
 
 
 def elevation(target: Any) -> dict[str, Any]:

@@ -188,7 +188,9 @@ class Settings(Strict):
         "", pattern=r"^[0-9a-f]{0,64}$", description="for tasks/rollback.py: another release than the previous"
     )
     lease: str = Field("", pattern=r"^(x[0-9a-f]{8})?$", description="for tasks/unlock.py: the lease's id")
-    sample: Annotated[int, Field(ge=1, le=100)] = Field(100, description="for tasks/verify.py: percent of the blobs")
+    sample: Annotated[int, Field(ge=1, le=100)] = Field(
+        100, description="for tasks/verify.py: percent of the bytes, by lot"
+    )
     accept_goldens_from: str = Field("", description="for tasks/lock.py: the host whose embeddings become goldens")
     have: str = Field("", description="for tasks/bundle.py: the far side's have.json; what it names stays at home")
 

@@ -51,6 +51,15 @@ def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
     return now - verified.get("epoch", 0) > settings.verify_max_age
 
 
+def unproven(seen: Seen, settings: Settings, lock: Lock, override: str, now: float) -> bool:
+    """Whether the release's bytes are to be hashed before it is activated, or as the host has lost its word of them.
+
+    What is active and was proven once is left to tasks/verify.py.
+    """
+    proven = bool((seen["store"]["states"].get(lock.id) or {}).get("verified"))
+    return stale(seen, lock, settings, now) and not (proven and active(seen, settings, lock, override))
+
+
 def as_asked(
     seen: Seen, settings: Settings, lock: Lock, override: str, signatures: Mapping[str, Any], now: float
 ) -> bool:

@@ -53,8 +53,15 @@ def hold(args):
             remove(note)
             return 0
     except Refused:
-        found = described(json.loads(read(note) or "{}"))
-        no = Refused(args.store, "is in another rollout", "no lease", found, "wait for it, or tasks/unlock.py")
+        holder = json.loads(read(note) or "{}")
+        found = described(holder)
+        no = Refused(
+            args.store,
+            "is in another rollout",
+            "no lease",
+            found,
+            f"wait for it, or tasks/unlock.py --data lease={holder.get('id')}",
+        )
         return answered(lambda: {"ok": False, "error": no.error}, args.store)
 
 

@@ -2,7 +2,7 @@
 
     ready  --store S --user U   (stdin: lock)   sweep what an older, interrupted push left behind
     admit  --store S --user U   (stdin: lock)   incoming/ -> blobs/ -> releases/<id>, whole or not at all
-    verify --store S [--sample PERCENT]   (stdin: lock)   hash every blob of the release again, or a sample
+    verify --store S [--sample PERCENT]   (stdin: lock)   hash every blob of the release again, or some that are PERCENT of its bytes
 
 One JSON line on standard output; exit code 0 is yes, 1 a no with its reason. All writes are stage, verify, rename.
 """
@@ -126,6 +126,7 @@ def admit(store, lock, user, signers=release.SIGNERS):
     if bad:
         expected = f"{len(lacking)} blobs as locked"
         raise Refused(f"{store}/incoming", "does not match the lock", expected, "; ".join(bad[:5]), mend)
+    os.makedirs(os.path.join(store, "state", lock.id), exist_ok=True)  # whoever removed it, what follows writes there
     built = build(store, lock)
     return {"admitted": admitted, "blobs": len(lacking), **built}
 
@@ -204,6 +205,16 @@ def build(store, lock):
     return {"built": True, "replaced": aside, "relinked": relinked}
 
 
+def sample(there, sizes, percent):
+    """Blobs by lot until they are `percent` of the bytes: of the blobs, ten small files would stand for a model."""
+    least, chosen = sum(sizes[sha256] for sha256 in there) * percent / 100, []
+    for sha256 in random.sample(there, len(there)):
+        if sum(sizes[taken] for taken in chosen) >= least:
+            break
+        chosen.append(sha256)
+    return chosen
+
+
 def stamp(store, release_id, how):
     os.makedirs(os.path.join(store, "state", release_id), exist_ok=True)
     at = {"at": now(), "epoch": int(time.time()), "how": how}
@@ -216,7 +227,7 @@ def verify(store, lock, percent=100):
     start = time.monotonic()
     wanted = release.blobs(lock)
     there = sorted(held(store, wanted))
-    chosen = there if percent == 100 else random.sample(there, -(-len(there) * percent // 100))
+    chosen = there if percent == 100 else sample(there, wanted, percent)
     paths = {os.path.join(store, "blobs", sha256): sha256 for sha256 in chosen}
     hashed = digests(list(paths))
     damaged = {}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 
 import layout
 import pytest
 import release
+import store
 
 pytestmark = pytest.mark.integration
 
@@ -161,3 +163,20 @@ def test_a_release_that_still_has_a_rotten_file_is_not_intact(host, document, co
     admit(host, document)
     assert host.run("store", "verify", document=document)["wrong"] == []
     assert (host.store / "state/recreate").exists(), "whoever mapped the old file must be made anew"
+
+
+def test_a_sample_is_a_share_of_the_bytes_not_of_the_names():
+    sizes = {**dict.fromkeys(map(str, range(99)), 1), "model": 10_000}
+    for percent in (1, 50):
+        chosen = store.sample(list(sizes), sizes, percent)
+        assert "model" in chosen and len(set(chosen)) == len(chosen)
+    quarters = dict.fromkeys("abcd", 5)
+    assert len(store.sample(list(quarters), quarters, 50)) == 2
+
+
+def test_admit_makes_the_folder_of_a_releases_state_again(host, document, lock, contents):
+    """Goldens, overrides and the smoke test's result are written there next."""
+    admit(fill(host, contents), document)
+    shutil.rmtree(host.store / "state" / lock.id)
+    admit(host, document)
+    assert (host.store / "state" / lock.id).is_dir()

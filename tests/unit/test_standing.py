@@ -72,6 +72,15 @@ def test_each_drift_is_named(served, wanted, lock):
         assert len(found) == 1 and said in found[0], found
 
 
+def test_bytes_are_hashed_again_before_a_switch_and_where_the_word_of_them_is_lost(served, wanted, lock):
+    text = served["store"]["states"][lock.id]["override"]
+    now = wanted.verify_max_age + 100.0
+    assert not standing.unproven(served, wanted, lock, text, now)  # active, and once proven: tasks/verify.py's
+    assert standing.unproven(served, wanted, lock, "other settings", now)
+    served["store"]["states"][lock.id]["verified"] = None
+    assert standing.unproven(served, wanted, lock, text, now)
+
+
 def test_settings_that_were_staged_and_turned_down_are_neither_drift_nor_where_a_rollback_goes(served, wanted, lock):
     about = served["store"]["states"][lock.id]
     was, about["override"] = about["override"], about["override"].replace("HF_HUB_OFFLINE: '1'", "HF_HUB_OFFLINE: '0'")

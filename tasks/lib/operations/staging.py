@@ -34,7 +34,7 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
     golden = goldens.has(lock)
     text = compose.override(lock, settings, tool_path(settings), golden)
     whole = standing.staged(seen, lock, text, locks.signatures(settings, golden))
-    old = standing.stale(seen, lock, settings, fleet.now()) and not standing.active(seen, settings, lock, text)
+    old = standing.unproven(seen, settings, lock, text, fleet.now())
     if whole and not old and not settings.verify and golden:
         about = seen["store"]["states"][lock.id]
         tell(host, about["smoke"])
