@@ -25,4 +25,4 @@ if settings.accept_goldens_from:
         locking.accept_goldens(name=f"Accept the goldens of {host.name}", settings=settings)
 elif host.name == bastion:
     checking.preflight(name="Preflight", problems=run.look(None))
-    locking.lock(name="Lock", settings=settings)
+    locking.lock(name="Lock", settings=settings, old=run.refuse(locks.old_lock, settings))

@@ -14,6 +14,14 @@ from tasks.lib.settings import Settings
 FOLDER = Path("group_data/locks")
 
 
+def text_of(path: Path) -> str:
+    """The text of one of our files in git; Refused where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(str(path), "cannot be read", "a text file", str(error), f"git checkout {path}") from None
+
+
 def lock_path(settings: Settings) -> Path:
     return FOLDER / f"{settings.lock}.json"
 
@@ -111,7 +119,7 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
         mend = f"cp lock.json {path}, from the bundle"
     if not path.exists():
         raise Refused(str(path), "does not exist", "a lock", "no file", mend)
-    lock = parse(path.read_text(encoding="utf-8"), str(path))
+    lock = parse(text_of(path), str(path))
     wanted = {model.repo: model.revision for model in settings.models}
     if dict(lock.asked) != wanted:
         raise Refused(
@@ -126,6 +134,18 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
     return lock
 
 
+def old_lock(settings: Settings) -> dict[str, Any] | None:
+    """The lock that a new one follows, as it stands in git, whatever it was made for; None without one."""
+    path = lock_path(settings)
+    if not path.exists():
+        return None
+    try:
+        return dict(parse(text_of(path), str(path)).document)
+    except Refused as no:
+        mend = f"git checkout {path}; or rm it, for one that follows nothing"
+        raise Refused(str(path), "is no lock that a new one can follow", found=str(no), next=mend) from None
+
+
 class Goldens:
     """Embeddings of fixed pages and queries, by class (`cpu/bfloat16`); they belong to one release."""
 
@@ -133,12 +153,18 @@ class Goldens:
         self.path = FOLDER / f"{settings.lock}.goldens.json"
 
     def document(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.path.read_text(encoding="ascii"))
-        except FileNotFoundError:
+        if not self.path.exists():
             return {}
-        except ValueError as error:
-            raise Refused(str(self.path), "is not JSON", found=str(error), next="git checkout of that file") from None
+        text, mend = text_of(self.path), f"git checkout {self.path}"
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Refused(str(self.path), "is not JSON", found=str(error), next=mend) from None
+        classes = found.get("classes") if isinstance(found, dict) else None
+        if not isinstance(classes, dict) or not all(isinstance(entry, dict) for entry in classes.values()):
+            expected = '{"release": id, "classes": {class: {…}}}'
+            raise Refused(str(self.path), "holds no goldens", expected, ascii(text[:80]), mend)
+        return found
 
     def has(self, lock: Lock) -> bool:
         return self.document().get("release") == lock.id

@@ -261,11 +261,11 @@ def parse(text: str, where: str = "lock") -> Lock:
     """The lock in `text`, every field checked; Refused names the first that is wrong. Nothing is guessed."""
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(where, "is not JSON", "a lock", str(error), "tasks/lock.py") from None
     try:
         return _lock(document, where)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise Refused(where, f"is not a lock of format {FORMAT}", found=repr(error), next="tasks/lock.py") from None
 
 
@@ -279,7 +279,8 @@ def _lock(document: Any, where: str) -> Lock:
     for model in models:
         if model.role == "adapter" and model.base not in repos:
             raise Refused(f"{where}: {model.repo}", "is an adapter whose base is not in the lock", str(model.base))
-    serve = document["serve"]
+    serve, asked = document["serve"], document["asked"]
+    _expect(f"{where}: asked", asked, isinstance(asked, Mapping), "the revision of each model")
     _expect(f"{where}: serve.model", serve["model"], serve["model"] in repos, f"one of {repos}")
     delivery = serve.get("delivery", "mount")
     _expect(f"{where}: serve.delivery", delivery, delivery in DELIVERIES, f"one of {DELIVERIES}")
@@ -287,7 +288,7 @@ def _lock(document: Any, where: str) -> Lock:
         _expect(f"{where}: serve.hf_home", serve["hf_home"], serve["hf_home"][:1] == "/", "an absolute path")
         check_path(serve["hf_home"][1:])
     sizes: dict[str, int] = {}
-    lock = Lock(release_id(document), models, _image(document["image"], where), serve, document["asked"], document)
+    lock = Lock(release_id(document), models, _image(document["image"], where), serve, asked, document)
     for sha256, size in _all_blobs(lock):
         _expect(f"{where}: {sha256}", size, sizes.setdefault(sha256, size) == size, f"size {sizes[sha256]}")
     return lock

@@ -46,3 +46,28 @@ def test_a_lock_for_other_settings_is_refused(held, serve, asked, says):
     with pytest.raises(release.Refused, match=says) as no:
         held(serve, asked)
     assert "Next: pyinfra -y inventories/lab.py tasks/lock.py" in str(no.value)
+
+
+DEEP = b'{"format": ' + b"[" * 100_000
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"[]", b"5", b"\xff\xfe", DEEP, b'{"format": 1}', None])
+def test_a_lock_or_goldens_that_somebody_wrote_by_hand_are_one_clear_refusal(values, tmp_path, monkeypatch, data):
+    monkeypatch.setattr(locks, "FOLDER", tmp_path)
+    wanted = settings.check([("x", values)])
+    for path in (tmp_path / "lab.json", tmp_path / "lab.goldens.json"):
+        path.write_bytes(data) if data is not None else path.mkdir()
+    for read in (
+        lambda: locks.read_lock(wanted, "inventories/lab.py"),
+        lambda: locks.old_lock(wanted),
+        locks.Goldens(wanted).document,
+    ):
+        with pytest.raises(release.Refused, match=str(tmp_path)):
+            read()
+
+
+def test_a_lock_whose_question_is_no_question_is_refused(document, values, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "FOLDER", tmp_path)
+    (tmp_path / "lab.json").write_text(release.write({**document, "asked": 5}))
+    with pytest.raises(release.Refused, match="asked"):
+        locks.read_lock(settings.check([("x", values)]), "inventories/lab.py")

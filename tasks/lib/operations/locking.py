@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pyinfra import host, logger
@@ -40,10 +39,8 @@ def moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 @operation(is_idempotent=True)
-def lock(settings: Settings):
-    """Write the lock. One that exists for the same question keeps its commits, unless `update` is asked for."""
-    path = locks.lock_path(settings)
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def lock(settings: Settings, old: dict[str, Any] | None):
+    """Write the lock. One that exists (`old`) for the same question keeps its commits, unless `update` is asked for."""
     wanted = {model.repo: model.revision for model in settings.models}
 
     def work(host: Any) -> bool:
