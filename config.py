@@ -1,23 +1,34 @@
-"""pyinfra reads this first. It ends with exit code 0 where that is no success: after a --limit that matches no host (a
-typing error), before any command is loaded, and after a --dry, whatever that found."""
+"""pyinfra reads this first. It ends without a table where no host can be reached, and with exit code 0 where that is no
+success: after a --limit that matches no host (a typing error), and after a --dry, whatever that found."""
 
 import atexit
+import logging
 import os
 import sys
 
+from pyinfra import state
 
-def nothing_was_done() -> None:
-    from tasks.lib import report
+from tasks.lib import report
 
+logging.getLogger("pyinfra").addHandler(report.Unreached())
+
+
+def last_word() -> None:
     commands = [word for word in sys.argv[1:] if word == "deploy.py" or word.startswith("tasks/")]
-    if commands and not report.RESULTS and not sys.exc_info()[0]:
+    silent = commands and "tasks.lib.run" not in sys.modules  # pyinfra ended before it read the command
+    bad = bool(report.dry() and report.FAILED)
+    if silent and report.UNREACHED:
+        from tasks.lib import run
+
+        run.leave_out()
+        bad = not report.Report(state, run.roles(), None, report.DEPLOY, None, None).write()
+    elif silent and any(word.startswith(("--limit", "--exclude")) for word in sys.argv):
         print(f"{commands[0]}: was not run for any host; is there a typing error in --limit?", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)
-    if report.dry() and report.FAILED:
+        bad = True
+    if bad:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
 
 
-atexit.register(nothing_was_done)
+atexit.register(last_word)

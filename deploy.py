@@ -17,7 +17,7 @@ from tasks.lib.operations.switching import activate, withdraw
 from tasks.lib.release import costs
 
 settings = run.open_run()
-lock = run.refuse(read_lock, settings, run.inventory_name())
+lock = run.refuse(read_lock, settings, report.inventory())
 run.refuse(check_signed, settings, lock)
 goldens = Goldens(settings)
 plan = run.plan(settings.waves)
@@ -29,7 +29,7 @@ everyone = [name for name in run.roles() if name == bastion or name in gpus]
 on_bastion, failures = host.name == bastion, settings.max_failed_hosts
 
 if host.name in everyone:
-    preflight(name="Preflight", problems=run.look(lock, run.whole_fleet_at_once(plan)))
+    preflight(name="Preflight", problems=run.look(lock, plan))
     fleet.gate(name="Gate: every host is fit", before=everyone, after=everyone, key="fit")
 
 if host.name in gpus:

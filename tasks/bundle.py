@@ -19,7 +19,7 @@ from tasks.lib.release import blobs, missing
 settings = run.open_run()
 if not settings.bundle:
     raise PyinfraError("tasks/bundle.py needs the drive's directory on the bastion. Next: --data bundle=/media/stick")
-lock = run.refuse(locks.read_lock, settings, run.inventory_name())
+lock = run.refuse(locks.read_lock, settings, report.inventory())
 run.refuse(locks.check_signed, settings, lock)
 goldens = locks.Goldens(settings)
 have, have_at = run.refuse(bundling.read_have, settings.have)

@@ -6,6 +6,6 @@ from tasks.lib import locks, report, run
 from tasks.lib.operations.checking import preflight
 
 settings = run.open_run()
-lock = run.refuse(locks.read_lock, settings, run.inventory_name()) if locks.lock_path(settings).exists() else None
+lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None
 report.install(state, run.roles(), lock.id if lock else None)
 preflight(name="Preflight", problems=run.look(lock))

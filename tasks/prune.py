@@ -11,7 +11,7 @@ from tasks.lib.operations import leasing
 from tasks.lib.operations.keeping import prune
 
 settings = run.open_run()
-lock = run.refuse(locks.read_lock, settings, run.inventory_name()) if locks.lock_path(settings).exists() else None
+lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None
 report.install(state, run.roles(), None, report.PRUNE)
 
 if host.name in [fleet.bastion().name, *run.in_service()]:

@@ -117,7 +117,7 @@ def ensure_tool(target: Any) -> None:
 
 def fail(target: Any, why: str, state_word: str = "failed") -> bool:
     report.record(target.name, state=state_word, why=why)
-    target.log_styled(why, fg="red", log_func=logger.error)
+    target.log_styled(report.RESULTS[target.name]["why"], fg="red", log_func=logger.error)
     return False
 
 

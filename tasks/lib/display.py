@@ -77,6 +77,7 @@ class Pushes:
                 continue
             self.said[name] = time.monotonic()
             rate = entry["done"] / entry["seconds"] if entry["seconds"] else 0
-            left = f"{(entry['total'] - entry['done']) / rate:.0f} s left" if rate else "time left unknown"
+            far = rate and entry["done"] >= entry["total"] / 100  # before that, it is the start that is measured
+            left = f"{(entry['total'] - entry['done']) / rate:.0f} s left" if far else "time left unknown"
             done = f"{size(entry['done'])} of {size(entry['total'])}"
             self.console.print(f"    [{name}] push: {done}, {size(rate)}/s, {left}", markup=False, highlight=False)

@@ -30,8 +30,8 @@ COLOURS = {
 BAD = "#d00000"
 
 
-def html(document: dict[str, Any], good: Collection[str]) -> str:
-    """The page of a report (report.py has its fields, and which states are good ones)."""
+def html(document: dict[str, Any], good: Collection[str], spaces: Collection[str] = ()) -> str:
+    """The page of a report (report.py has its fields, which states are good ones, and its lines about spaces)."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -39,7 +39,14 @@ def html(document: dict[str, Any], good: Collection[str]) -> str:
     phases = [name for name in COLOURS if any(name in done(row) for row in document["hosts"].values())]
     template = environment.get_template("report.html.j2")
     charts = {"timeline": timeline(document), "bytes": volume(document)}
-    words = {"report": document, "good": good, "phases": phases, "done": done, "waves": waves(document)}
+    words = {
+        "report": document,
+        "good": good,
+        "phases": phases,
+        "done": done,
+        "waves": waves(document),
+        "spaces": spaces,
+    }
     return template.render(**words, colours=COLOURS, **charts)
 
 

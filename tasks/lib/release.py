@@ -362,6 +362,12 @@ def image_blobs(lock: Lock) -> dict[str, int]:
 BESIDE = ("generation_config.json", "README.md")
 
 
+def contents(lock: Lock) -> dict[str, Any]:
+    """What a release is made of, by the names that people know it by."""
+    models = {model.repo: model.commit for model in lock.models}
+    return {"models": models, "image": lock.image.name, "digest": f"sha256:{lock.image.manifest.sha256}"}
+
+
 def space(lock: Lock) -> str:
     """The id of the embedding space, 12 hex: releases with the same id may answer one index.
 

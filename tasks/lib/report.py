@@ -5,28 +5,34 @@ way out of Ctrl-C (pyinfra exits 0 there) are handled here, so that no way of en
 
 reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2, "command", "who", "started", "ended",
 "seconds", "release", "dry", "verdict": "ok"|"failed", "hosts": {name: {"role", "state", "why", "release", "from",
-"space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine", "latency_ms",
+"space", "from_space", "to_space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine", "latency_ms",
 "outbound_attempts", "seconds", "switch_seconds", "versions", "phases": [{"phase", "start", "end", "ok"}], …}}, "plan":
-[[host]], "costs": {delivery: {"image", "model_change", "code_change"}} or null, "retry"}. Bytes are integers, times UTC ISO (phases: seconds since the epoch).
+[[host]], "costs": {delivery: {"image", "model_change", "code_change"}} or null, "contents": {"models": {repository: commit},
+"image", "digest"} or null, "retry"}. Bytes are integers, times UTC ISO (phases: seconds since the epoch).
 """
 
 from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
+import re
 import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyinfra.api import BaseStateCallback
+from pyinfra.api.exceptions import PyinfraError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tasks.lib import page
 from tasks.lib.fitness import size
@@ -35,7 +41,7 @@ FORMAT = 2
 FOLDER = Path("reports")
 GOOD = (
     *("active", "ready", "unchanged", "proven", "fit", "would change", "locked", "as locked", "same"),
-    *("out of service", "in order", "empty", "intact", "pruned", "unlocked", "written"),
+    *("out of service", "in order", "switching", "empty", "intact", "pruned", "unlocked", "written"),
 )
 # Where a run may be on its way to something else: good news only if it came to its end.
 ON_THE_WAY = ("fit", "ready", "would change")
@@ -44,6 +50,8 @@ FIELDS = (
         "release",
         "from",
         "space",
+        "from_space",
+        "to_space",
         "wave",
         "total_bytes",
         "there_bytes",
@@ -60,6 +68,8 @@ FIELDS = (
 RESULTS: dict[str, dict[str, Any]] = {}
 # The hosts that the report has called failed.
 FAILED: list[str] = []
+# Why there is no connection to a host: {name: pyinfra's words}.
+UNREACHED: dict[str, str] = {}
 
 Cell = tuple[str, str, Callable[[dict[str, Any]], str]]
 Plan = Callable[[], list[list[str]]]
@@ -67,6 +77,8 @@ Costs = dict[str, dict[str, int]]
 
 
 def record(name: str, **values: Any) -> None:
+    if "why" in values:
+        values["why"] = pasteable(values["why"]).removeprefix(f"{name}: ")
     RESULTS.setdefault(name, {}).update(values)
 
 
@@ -115,7 +127,6 @@ STATUS: Sequence[Cell] = (
     ("cosine", "right", lambda row: "-" if row["cosine"] is None else f"{row['cosine']:.5f}"),
     text("gpu", "gpu"),
     count("free", "disk_free_bytes"),
-    text("lease", "lease"),
 )
 VERIFY: Sequence[Cell] = (text("state", "state"), text("release", "release", 12), count("hashed", "hashed_bytes"))
 PRUNE: Sequence[Cell] = (
@@ -138,6 +149,8 @@ HAVE: Sequence[Cell] = (
 
 
 KEPT = ("state", "release")
+# One of our commands as messages name it, where the inventory does not stand before it yet.
+OURS = re.compile(r"(?<!\.py )(?<!INVENTORY )(?<![\w/.-])(deploy\.py|tasks/\w+\.py)\b")
 
 
 class Report(BaseStateCallback):
@@ -166,7 +179,7 @@ class Report(BaseStateCallback):
             return True
         self.written = True
         rows = {name: self.row(name, why) for name in self.roles}
-        good = all(row["state"] in GOOD for row in rows.values())
+        good = bool(rows) and all(row["state"] in GOOD for row in rows.values())
         failed = [name for name, row in rows.items() if row["state"] not in GOOD]
         releases = {row["release"] for row in rows.values() if row["release"]}
         document = {
@@ -182,12 +195,16 @@ class Report(BaseStateCallback):
             "hosts": rows,
             "plan": self.plan() if self.plan else [],
             "costs": self.costs,
+            "contents": next((known["contents"] for known in RESULTS.values() if known.get("contents")), None),
             "retry": None if good else shlex.join(["pyinfra", *[a for a in told(sys.argv[1:]) if a != "--dry"]]),
         }
         # A refusal that no operation raised is no success either; nor is a --dry that found a host wanting (config.py).
         self.state.failed_hosts |= {self.state.inventory.get_host(name) for name in failed}
         FAILED.extend(failed)
-        where = save(document, self.rollout and not dry())
+        try:
+            where = save(document, self.rollout and not dry())
+        except OSError as error:  # what happened is told all the same
+            where = f"NOT WRITTEN: {FOLDER}/: {error}"
         show(document, failed, self.columns, where)
         return good
 
@@ -198,7 +215,8 @@ class Report(BaseStateCallback):
         if row["state"] == "out of service":
             pass
         elif host not in self.state.activated_hosts and not known.get("delegated"):
-            row |= {"state": "unreachable", "why": known.get("why") or "no ssh connection; see the lines above"}
+            silence = f"no ssh connection: {UNREACHED.get(name, 'see the lines above')}"
+            row |= {"state": "unreachable", "why": known.get("why") or silence}
         elif host in self.state.failed_hosts and row["state"] in (*GOOD, "incomplete"):
             row |= {"state": "failed", "why": row["why"] or "see the lines above"}
         elif row["state"] == "incomplete" or (row["state"] in ON_THE_WAY and (why or (self.rollout and not dry()))):
@@ -220,6 +238,26 @@ def told(words: Sequence[str]) -> list[str]:
 
 def dry() -> bool:
     return "--dry" in sys.argv
+
+
+def inventory() -> str:
+    """The inventory as it was named on the command line, for the commands in messages."""
+    return next((word for word in sys.argv[1:] if word.endswith(".py")), "INVENTORY")
+
+
+def pasteable(text: str) -> str:
+    """What a message says to run next, as it is typed: messages are written where nobody knows the inventory's name."""
+    said, next_, mend = text.partition("Next: ")
+    return said + next_ + OURS.sub(rf"pyinfra -y {inventory()} \1", mend)
+
+
+class Unreached(logging.Handler):
+    """Keeps what pyinfra says of a host that it cannot connect to: it tells nobody but the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.match(r"\s*\[(\S+)\]\s+(.+)", Text.from_ansi(record.getMessage()).plain)
+        if record.levelno >= logging.ERROR and found:
+            UNREACHED.setdefault(found[1], found[2])
 
 
 def who() -> str:
@@ -244,7 +282,7 @@ def save(document: dict[str, Any], rollout: bool) -> str:
     words = json.dumps(document, indent=1, sort_keys=True) + "\n"
     files = {"last.json": words}
     if rollout:
-        ticket = page.html(document, GOOD)
+        ticket = page.html(document, GOOD, about_spaces(document["hosts"]))
         stem = claimed(f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}")
         files |= {f"{stem}.json": words, f"{stem}.html": ticket}
     for name, content in files.items():
@@ -268,7 +306,8 @@ def claimed(base: str) -> str:
 
 def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = DEPLOY, where: str = "") -> None:
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 150, highlight=False)
-    table = Table(title=f"release {(document['release'] or 'none')[:12]}", title_justify="left")
+    title = f"release {document['release'][:12]}" if document["release"] else None
+    table = Table(title=title, title_justify="left")
     table.add_column("host", min_width=max(map(len, document["hosts"]), default=0))
     for title, justify, cell in columns:
         # On a narrow terminal the first ones stay readable: who, and how it stands.
@@ -285,10 +324,31 @@ def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = 
             console.print(f"{escape(name)}: {escape(row['why'])}", soft_wrap=True)
     for name in failed:
         console.print(f"[bold red]{escape(name)}: {escape(document['hosts'][name]['why'])}[/]", soft_wrap=True)
+    for line in about_spaces(document["hosts"]) + (about_leases(document["hosts"]) if columns is STATUS else []):
+        console.print(escape(line), soft_wrap=True)
     good = len(document["hosts"]) - len(failed)
     console.print(f"{good} of {len(document['hosts'])} as asked, in {document['seconds']} s; {where}")
     if document["retry"]:
         console.print(f"Again, when mended: {escape(document['retry'])}", soft_wrap=True)
+
+
+def about_spaces(hosts: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each way that embedding spaces change, whatever of it was done: vectors of two do not compare."""
+    moves = Counter((row["from_space"], row["to_space"]) for row in hosts.values() if row["to_space"])
+    return [
+        f"embedding space: {old} -> {new} on {count} host{'s' * (count != 1)}; an index made in one does not answer for the other"
+        for (old, new), count in sorted(moves.items())
+        if old not in (None, "none", new)
+    ]
+
+
+def about_leases(hosts: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each lease, as one rollout holds many hosts, each since its own second."""
+    held: dict[str, list[tuple[str, str]]] = {}
+    for name, row in sorted(hosts.items()):
+        if row["lease"]:
+            held.setdefault(row["lease"].split()[0], []).append((name, row["lease"]))
+    return [f"held by lease {hosts[0][1]}: {', '.join(name for name, _ in hosts)}" for hosts in held.values()]
 
 
 def install(
@@ -305,6 +365,12 @@ def install(
     """
     if any(isinstance(handler, Report) for handler in state.callback_handlers):
         return
+    try:
+        FOLDER.mkdir(exist_ok=True)
+        if not os.access(FOLDER, os.W_OK | os.X_OK):
+            raise PermissionError(f"{FOLDER} is not writable")
+    except OSError as error:
+        raise PyinfraError(f"{FOLDER}/ cannot be written, and no run goes without its report: {error}") from None
     report = Report(state, roles, release, columns, plan, costs)
     state.add_callback_handler(report)
 

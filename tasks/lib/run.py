@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pyinfra import host, inventory, state
@@ -12,7 +13,7 @@ from pyinfra.api.exceptions import PyinfraError
 from tasks.lib import compose, fitness, fleet, locks, report, standing
 from tasks.lib.calls import tool_path
 from tasks.lib.facts import Host
-from tasks.lib.release import SIGNERS, Lock, Refused
+from tasks.lib.release import SIGNERS, Lock, Refused, contents, space
 from tasks.lib.settings import Settings, check
 from tasks.lib.waves import waves
 
@@ -23,15 +24,10 @@ ROLLOUT = (
 )
 
 
-def inventory_name() -> str:
-    """The inventory as it was named on the command line, for the commands in messages."""
-    return next((word for word in sys.argv[1:] if word.endswith(".py")), "INVENTORY")
-
-
 def settings_of(target: Any) -> Settings:
     """The settings of one host, checked; the run ends here, before any host is touched, when one is wrong."""
     layers = [("--data", inventory.get_override_data())]
-    layers.append((f"{inventory_name()}: {target.name}", inventory.get_host_data(target.name)))
+    layers.append((f"{report.inventory()}: {target.name}", inventory.get_host_data(target.name)))
     layers += [(f"group_data/{group}.py", inventory.get_group_data(group)) for group in reversed(target.groups)]
     layers.append(("group_data/all.py", inventory.get_data()))
     try:
@@ -45,7 +41,7 @@ def refuse(work: Any, *arguments: Any) -> Any:
     try:
         return work(*arguments)
     except Refused as no:
-        raise PyinfraError(str(no)) from None
+        raise PyinfraError(report.pasteable(str(no))) from None
 
 
 def open_run(bastion: bool = True) -> Settings:
@@ -56,19 +52,27 @@ def open_run(bastion: bool = True) -> Settings:
     fleet.refuse_flags(sys.argv)
     if not bastion:
         state.failed_hosts.discard(fleet.bastion())
+        if not gpus():
+            raise PyinfraError(
+                "this command is about GPU hosts, and none is meant; is there a typing error in --limit?"
+            )
     for each in [fleet.bastion(), *fleet.targets(), host]:
         if "settings" not in report.RESULTS.get(each.name, {}):
             report.record(each.name, settings=settings_of(each))
     one_word()
-    for name, why in fleet.out_of_service().items():
-        report.record(name, state="out of service", why=f"out of service: {why}")
-        # Left out, so its silence is no failure of this run.
-        state.failed_hosts.discard(inventory.get_host(name))
+    leave_out()
     fleet.open_sessions()
     if report.dry():
         # With -y pyinfra would not even ask operations whether they change anything.
         state.check_for_changes = True
     return report.RESULTS[host.name]["settings"]
+
+
+def leave_out() -> None:
+    """What is out of service is shown, and its silence is no failure of this run."""
+    for name, why in fleet.out_of_service().items():
+        report.record(name, state="out of service", why=f"out of service: {why}")
+        state.failed_hosts.discard(inventory.get_host(name))
 
 
 def one_word() -> None:
@@ -80,15 +84,15 @@ def one_word() -> None:
         if odd:
             found = f"{values[odd[0]]!r} on {', '.join(odd[:3])}"
             raise PyinfraError(
-                f"{inventory_name()}: {key} is one for the whole rollout; "
+                f"{report.inventory()}: {key} is one for the whole rollout; "
                 f"expected {values[fleet.bastion().name]!r} as on the bastion, found {found}. Next: group_data/"
             )
 
 
-def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
-    """Look at this host, once; -> what it lacks for the lock, and what the rollout (in one wave?) may not do to it."""
-    settings: Settings = report.RESULTS[host.name]["settings"]
-    role = "bastion" if host.name == fleet.bastion().name else "gpu"
+def glance(target: Any) -> dict[str, Any] | None:
+    """What remote/look.py sees on a host; pyinfra asks each host once a run."""
+    settings: Settings = report.RESULTS[target.name]["settings"]
+    role = "bastion" if target.name == fleet.bastion().name else "gpu"
     ask: dict[str, Any] = {"store": settings.model_store, "push_user": settings.push_user, "signers": SIGNERS}
     if role == "bastion" and settings.bundle:
         ask["bundle"] = settings.bundle
@@ -99,7 +103,13 @@ def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
             "project": settings.project,
             "egress": settings.egress,
         }
-    seen = host.get_fact(Host, ask=json.dumps(ask, sort_keys=True))
+    return target.get_fact(Host, ask=json.dumps(ask, sort_keys=True))
+
+
+def look(lock: Lock | None, plan: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Look at this host; -> what it lacks for the lock, and what a rollout in these waves may not do to it."""
+    settings: Settings = report.RESULTS[host.name]["settings"]
+    role, seen = "bastion" if host.name == fleet.bastion().name else "gpu", glance(host)
     if seen and "store" not in seen:
         lacks, seen = fitness.unfit(seen, settings, lock, role, fleet.now()), None
     else:
@@ -110,7 +120,8 @@ def look(lock: Lock | None, one_wave: bool = True) -> list[str]:
     if seen and lock and seen["signers"]:
         lacks += fitness.unsigned(refuse(locks.unsigned, settings, lock))
     if seen and lock and role == "gpu":
-        lacks += standing.space_problem(seen, lock, settings, one_wave)
+        report.record(host.name, to_space=space(lock), contents=contents(lock))
+        lacks += standing.space_problem(seen, lock, settings, lambda: together(plan, lock))
     return lacks
 
 
@@ -162,8 +173,14 @@ def plan(sizes: Any) -> list[list[str]]:
     return waves([each.name for each in hosts], sizes, fixed)
 
 
-def whole_fleet_at_once(plan: list[list[str]]) -> bool:
-    """Whether one wave takes every GPU host there is: then no index is ever answered by two releases."""
-    away = fleet.out_of_service()
+def together(plan: Sequence[Sequence[str]], lock: Lock) -> bool:
+    """Whether one wave takes every GPU host there is, or all that are not in the lock's embedding space yet."""
+    away, here = fleet.out_of_service(), {each.name: each for each in fleet.targets()}
     every = {each.name for each in inventory.get_group("gpu_hosts", [])} - set(away)
-    return len(plan) == 1 and set(plan[0]) == every
+    if set(here) != every:
+        return False  # what --limit leaves out answers the same index
+    spaces = dict.fromkeys(every, "unknown")
+    if len(plan) > 1:
+        glances = {name: glance(each) for name, each in here.items() if each in state.active_hosts}
+        spaces |= {name: standing.space_of(seen) for name, seen in glances.items() if seen and "store" in seen}
+    return standing.together(plan, spaces, space(lock))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.lib.compose import MARKER, environment_of
@@ -96,10 +96,13 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
         "from": store["current"],
         "since": store["since"],
         "space": space_of(seen),
+        "from_space": space_of(seen),
         "container": condition(container) if container else None,
         "gpu": f"{len(seen['gpus'])} x {gpu['name']}, driver {gpu['driver']}" if gpu else None,
         "disk_free_bytes": seen["store_filesystem"]["free_bytes"],
-        "lease": f"{lease.get('id')} {lease.get('who')}" if lease else None,
+        "lease": f"{lease.get('id')} of {lease.get('who')}, {lease.get('why')} since {lease.get('since')}"
+        if lease
+        else None,
     }
 
 
@@ -124,17 +127,29 @@ def smoked(smoke: Seen) -> dict[str, Any]:
     }
 
 
-def space_problem(seen: Seen, lock: Lock, settings: Settings, one_wave: bool) -> list[str]:
-    """Two releases of different embedding spaces may not answer one index, unless the operator has said how."""
+def space_problem(seen: Seen, lock: Lock, settings: Settings, at_once: Callable[[], bool]) -> list[str]:
+    """Two releases of different embedding spaces may not answer one index, unless the operator has said how.
+
+    `at_once` says whether all hosts that answer in another space move together; it may have to look at them.
+    """
     here, there = space_of(seen), space(lock)
     if seen["store"]["current"] == lock.id:
         return []  # the same release, even where the host has lost its own lock of it
-    if here in ("none", there) or one_wave or settings.embedding_space_change == "mixed-accepted":
+    if here in ("none", there) or settings.embedding_space_change == "mixed-accepted":
         return []
-    if settings.drain and settings.readmit:
+    if (settings.drain and settings.readmit) or at_once():
         return []
     mend = 'waves = ["100%"], or `drain` and `readmit`, or embedding_space_change = "mixed-accepted"'
     return [f"answers in embedding space {here}; the release's is {there}, and waves would mix them. Next: {mend}"]
+
+
+def together(plan: Sequence[Sequence[str]], spaces: Mapping[str, str], there: str) -> bool:
+    """Whether one wave takes every host that is not in the space `there` yet: {host: space} of the whole fleet.
+
+    The others may be there already: then the fleet is mixed as it stands, and that wave is its end.
+    """
+    behind = {name for name, here in spaces.items() if here != there}
+    return any(behind <= set(wave) for wave in plan)
 
 
 def target(seen: Seen, asked: str) -> tuple[Lock, str]:

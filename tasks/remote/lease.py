@@ -78,7 +78,7 @@ def unlock(args):
         if time.monotonic() > until:
             raise Refused(args.store, "is still held", "no lease", described(lease), f"kill {lease['pid']} there")
         time.sleep(0.1)
-    return {"unlocked": True}
+    return {"unlocked": True, "lease": described(lease)}
 
 
 def main(argv):

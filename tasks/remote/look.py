@@ -311,8 +311,7 @@ def store(path):
     }
 
 
-def main(argv):
-    ask = json.loads(argv[0])
+def look(ask):
     rrsync = shutil.which("rrsync")
     seen = {
         "python": list(sys.version_info[:3]),
@@ -338,6 +337,21 @@ def main(argv):
         seen["stack"] = stack(ask["stack"], ask["service"])
         project = ask.get("project") or seen["stack"].get("project")
         seen["container"] = container(project, ask["service"]) if project and seen["docker"] else None
+    return seen
+
+
+def moment(path):
+    """What a switch changes first and last."""
+    state = os.path.join(path, "state")
+    return read(os.path.join(path, "current")), [read(os.path.join(state, name)) for name in ("pending", "frozen")]
+
+
+def main(argv):
+    ask = json.loads(argv[0])
+    for _ in range(3):  # what a switch changed meanwhile is half old and half new: look again
+        before, seen = moment(ask["store"]), look(ask)
+        if moment(ask["store"]) == before:
+            break
     print(json.dumps(seen, ensure_ascii=True, sort_keys=True), flush=True)
     os._exit(0)  # not waiting for a resolver that still asks
 

@@ -128,7 +128,7 @@ def admit(store, lock, user, signers=release.SIGNERS):
         raise Refused(f"{store}/incoming", "does not match the lock", expected, "; ".join(bad[:5]), mend)
     os.makedirs(os.path.join(store, "state", lock.id), exist_ok=True)  # whoever removed it, what follows writes there
     built = build(store, lock)
-    return {"admitted": admitted, "blobs": len(lacking), **built}
+    return {"admitted": admitted, "blobs": len(lacking), "verified": proven(store, lock.id), **built}
 
 
 # ------------------------------------------------------------------------------------------------- releases and truth
@@ -221,6 +221,12 @@ def stamp(store, release_id, how):
     write(os.path.join(store, "state", release_id, "verified-at"), json.dumps(at) + "\n")
 
 
+def proven(store, release_id):
+    """When every byte of the release was hashed here last (UTC, ISO), or None."""
+    text = read(os.path.join(store, "state", release_id, "verified-at"))
+    return json.loads(text)["at"] if text else None
+
+
 def verify(store, lock, percent=100):
     """Hash the blobs of the release again, or a random sample. A damaged one leaves blobs/: it is then missing, and
     pushed alone."""
@@ -255,6 +261,7 @@ def verify(store, lock, percent=100):
         "wrong": wrong,
         "missing": [release.names(lock, sha256) for sha256 in missing if sha256 not in damaged],
         "hashed": len(paths),
+        "verified": proven(store, lock.id),
         "bytes": size,
         "seconds": time.monotonic() - start,
     }

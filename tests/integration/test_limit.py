@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,19 @@ def test_a_limit_that_matches_no_host_is_no_success(task):
 
 def test_what_is_not_ours_is_left_alone():
     assert said("inventories/prod.py", "debug-inventory")[0] == 0
+
+
+def test_a_fleet_of_which_no_host_answers_has_its_table_and_report_too(tmp_path):
+    """pyinfra ends before it loads any command."""
+    data = {"ssh_hostname": "127.0.0.1", "ssh_port": 1}
+    text = f'bastion = [("bastion-1", {data})]\ngpu_hosts = [("gpu-1", {data}), ("gpu-2", {{**{data}, "out_of_service": "fan"}})]\n'
+    (tmp_path / "away.py").write_text(text)
+    code, words = said("-y", str(tmp_path / "away.py"), "tasks/status.py")
+    assert code == 1 and "0 of 3" not in words and "1 of 3 as asked" in words, words
+    assert "gpu-1: no ssh connection: " in words and "gpu-2: out of service: fan" in words
+    last = json.loads((ROOT / "reports/last.json").read_text())
+    assert {name: row["state"] for name, row in last["hosts"].items()} == {
+        "bastion-1": "unreachable",
+        "gpu-1": "unreachable",
+        "gpu-2": "out of service",
+    }

@@ -34,6 +34,7 @@ DOCUMENT = {
     "verdict": "failed",
     "plan": [["a"], ["b"]],
     "costs": {"bake": {"image": 7_000_000, "model_change": 3_000_000, "code_change": 12_000}},
+    "contents": {"models": {"docai/one": "c" * 40}, "image": "docai/backend:1.0", "digest": "sha256:" + "d" * 64},
     "hosts": {"a": row(), "b": row("withdrawn", "it <b>broke</b>")},
     "retry": "pyinfra -y inventories/prod.py deploy.py",
 }
@@ -50,11 +51,18 @@ def test_the_page_tells_it_all():
         "500.0 kB moved",
         "3.0 s ✗",
         "f" * 12,
-        "7.0 MB",
-        "12.0 kB",
+        "c" * 40,
+        "sha256:" + "d" * 64,
     ):
         assert word in words, word
     assert "it &lt;b&gt;broke&lt;/b&gt;" in words and "<b>broke" not in words
+
+
+def test_what_failed_stands_at_the_top_and_what_it_would_cost_only_where_it_worked():
+    words = page.html(DOCUMENT, report.GOOD)
+    assert words.index("b: withdrawn: it") < words.index("Plan and actual") and "7.0 MB" not in words
+    good = page.html({**DOCUMENT, "verdict": "ok", "hosts": {"a": row()}}, report.GOOD)
+    assert "7.0 MB" in good and "12.0 kB" in good
 
 
 @pytest.mark.parametrize(

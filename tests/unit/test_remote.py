@@ -73,8 +73,7 @@ def test_the_tool_is_its_content():
 
 def test_the_report_keeps_failures_last_and_gives_the_retry(capsys):
     rows = {"a": {"state": "failed", "why": "because [x]"}, "b": {"state": "active", "why": ""}}
-    fields = ("release", "total_bytes", "moved_bytes", "verified", "cosine", "latency_ms", "outbound_attempts")
-    hosts = {name: {**dict.fromkeys(fields), "role": "gpu", **row} for name, row in rows.items()}
+    hosts = {name: {**dict.fromkeys(report.FIELDS), "role": "gpu", **row} for name, row in rows.items()}
     report.show({"release": "f" * 64, "hosts": hosts, "seconds": 1.0, "retry": "pyinfra -y x deploy.py"}, ["a"])
     said = capsys.readouterr().err
     assert said.index("│ b") < said.index("│ a") and "a: because [x]" in said

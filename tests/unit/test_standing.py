@@ -123,12 +123,12 @@ def test_a_space_change_needs_the_operators_word(served, wanted, document):
     document["serve"]["dtype"] = "float32"
     new = release.parse(json.dumps(document))
     old = release.parse(served["store"]["locks"][served["store"]["current"]])
-    assert standing.space_problem(served, old, wanted, one_wave=False) == []
-    assert "would mix them" in standing.space_problem(served, new, wanted, one_wave=False)[0]
-    assert standing.space_problem(served, new, wanted, one_wave=True) == []
+    assert standing.space_problem(served, old, wanted, lambda: False) == []
+    assert "would mix them" in standing.space_problem(served, new, wanted, lambda: False)[0]
+    assert standing.space_problem(served, new, wanted, lambda: True) == []
     for said in ({"embedding_space_change": "mixed-accepted"}, {"drain": "x", "readmit": "y"}):
-        assert standing.space_problem(served, new, wanted.model_copy(update=said), one_wave=False) == []
-    assert standing.space_problem(served, new, wanted.model_copy(update={"drain": "x"}), one_wave=False)
+        assert standing.space_problem(served, new, wanted.model_copy(update=said), lambda: False) == []
+    assert standing.space_problem(served, new, wanted.model_copy(update={"drain": "x"}), lambda: False)
 
 
 def test_a_space_that_cannot_be_read_is_not_taken_for_the_same(served, wanted, lock, document):
@@ -136,8 +136,8 @@ def test_a_space_that_cannot_be_read_is_not_taken_for_the_same(served, wanted, l
     assert standing.space_of(served) == "unknown"
     document["serve"]["attention"] = "eager"
     other = release.parse(json.dumps(document))
-    assert "unknown" in standing.space_problem(served, other, wanted, one_wave=False)[0]
-    assert standing.space_problem(served, lock, wanted, one_wave=False) == [], "a deploy of the same release repairs it"
+    assert "unknown" in standing.space_problem(served, other, wanted, lambda: False)[0]
+    assert standing.space_problem(served, lock, wanted, lambda: False) == [], "a deploy of the same release repairs it"
 
 
 def test_rollback_goes_to_the_previous_release_or_the_one_that_was_named(served, lock):
@@ -151,3 +151,15 @@ def test_rollback_goes_to_the_previous_release_or_the_one_that_was_named(served,
     served["store"]["states"] = {}
     with pytest.raises(release.Refused, match="override"):
         standing.target(served, "")
+
+
+def test_one_wave_for_all_who_are_behind_mixes_nothing():
+    fleet = dict.fromkeys("abcd", "old")
+    assert not standing.together([["a"], ["b", "c", "d"]], fleet, "new")
+    assert standing.together([["a", "b", "c", "d"]], fleet, "new")
+    assert standing.together([["a"], ["b", "c", "d"]], {**fleet, "a": "new"}, "new"), "that wave ends the mix"
+    assert standing.together([["a"], ["b", "c", "d"]], {**dict.fromkeys("abc", "new"), "d": "old"}, "new"), (
+        "a host is back"
+    )
+    assert not standing.together([["a"], ["b", "c", "d"]], {"a": "old", "b": "new", "c": "new", "d": "old"}, "new")
+    assert not standing.together([["a"], ["b", "c"]], {**fleet, "a": "new"}, "new"), "a host that is not in the plan"

@@ -43,9 +43,16 @@ def status(settings: Settings):
     found = standing.drift(seen, settings)
     current = seen["store"]["current"]
     report.record(host.name, release=current, **standing.proof(seen, current))
-    pending = seen["store"]["pending"]
+    pending, lease = seen["store"]["pending"], seen["store"]["lease"]
+    if pending and lease and not seen["store"]["frozen"]:
+        why = f"to {str(pending.get('to'))[:12]}, by lease {lease.get('id')} of {lease.get('who')}"
+        report.record(host.name, state="switching", why=why)
+        host.noop("switching")
+        return
     if pending:
-        found.append(f"a switch to {str(pending.get('to'))[:12]} is pending; the next run, or a reboot, ends it")
+        to = pending.get("to")
+        what = f"a switch to {str(to)[:12]} is pending; the next run, or a reboot, ends it"
+        found.append(what if to else str(pending.get("why")))
     strange = mixed()
     if strange and not any(
         (report.RESULTS[each.name].get("seen") or {}).get("store", {}).get("lease") for each in fleet.targets()

@@ -59,8 +59,9 @@ def unlock(settings: Settings):
 
     def work(host: Any) -> bool:
         ensure_tool(host)
-        expect(call(host, "lease", "unlock", id=settings.lease, who=report.who()))
-        report.record(host.name, state="unlocked")
+        taken = expect(call(host, "lease", "unlock", id=settings.lease, who=report.who())).get("lease")
+        why = f"took {taken}. Whatever held it stops before its next switch" if taken else "nobody holds it"
+        report.record(host.name, state="unlocked", lease=None, why=why)
         return True
 
     yield guarded(work)

@@ -10,7 +10,7 @@ from pyinfra.api import operation
 from tasks.lib import locks, report
 from tasks.lib.calls import call, expect, fail, guarded
 from tasks.lib.operations import fetching
-from tasks.lib.release import FORMAT, Refused, parse, release_id, sign_command, write
+from tasks.lib.release import FORMAT, Refused, parse, release_id, sign_command, space, write
 from tasks.lib.settings import Settings
 
 
@@ -76,6 +76,9 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
     document = {"format": FORMAT, "asked": wanted, "models": models, "image": dict(image), "serve": serve}
     path, text = locks.lock_path(settings), write(document)
     parse(text, str(path))
+    spaces = [space(parse(write(each))) for each in (old, document) if each]
+    if len(set(spaces)) > 1:
+        logger.info(f"    embedding space: {' -> '.join(spaces)}; an index made in one does not answer for the other")
     same = path.exists() and path.read_text(encoding="utf-8") == text
     if not same:
         locks.replace(path, text)

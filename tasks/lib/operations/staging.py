@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,9 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
     moved = push(target, settings, ready["missing"])
     admitted = expect(call(target, "store", "admit", user=user, document=document, deadline=3600))
     ledger(target, lock, ready, moved, admitted)
-    report.record(target.name, recreate=bool(admitted["relinked"] or admitted["replaced"]))
+    report.record(
+        target.name, recreate=bool(admitted["relinked"] or admitted["replaced"]), verified=admitted["verified"]
+    )
     expect(call(target, "engine", "load", document=document, deadline=3600))
     if not smoke_host(target, lock, settings, goldens):
         return False
@@ -96,12 +97,11 @@ def smoke_host(target: Any, lock: Lock, settings: Settings, goldens: Any) -> boo
     # Only a smoke test that passed makes the override one that activate may take.
     if not put(target, f"{folder}/compose.override.yaml", text.encode()):
         raise Refused(target.name, "cannot write the override", next=f"look at {folder}")
-    when = report.stamp(time.time())
     if not golden:
         accept = f"tasks/lock.py --data accept_goldens_from={target.name}"
         why = f"passed its smoke test, but there are no goldens to compare with. Next: {accept}"
         return fail(target, why, "not proven")
-    report.record(target.name, staged=True, state="ready", verified=when)
+    report.record(target.name, staged=True, state="ready")
     return True
 
 

@@ -11,7 +11,7 @@ from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
 from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, tool_path
-from tasks.lib.release import Lock, Refused, say, space
+from tasks.lib.release import Lock, Refused, contents, say, space
 from tasks.lib.settings import Settings
 
 
@@ -80,13 +80,17 @@ def check_target(settings: Settings):
             mend = "deploy.py of that release's lock, which repairs it"
             raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), mend)
         expect(call(host, "engine", "load", document=document, deadline=3600))
-        report.record(host.name, **{**standing.proof(seen, lock.id), "verified": report.stamp(time.time())})
+        report.record(host.name, **{**standing.proof(seen, lock.id), "verified": found["verified"]})
         report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id)
+        report.record(host.name, to_space=space(lock), contents=contents(lock))
         return True
 
     if not state.is_executing:
         try:
-            report.record(host.name, state="would change", release=aim()[0].id)
+            lock, text = aim()
+            there = standing.active(seen, settings, lock, text)
+            known = {"state": "unchanged" if there else "would change", "release": lock.id, "to_space": space(lock)}
+            report.record(host.name, **known)
         except Refused as no:
             fail(host, str(no))
     yield guarded(work, phase="check")

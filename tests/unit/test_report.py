@@ -1,0 +1,85 @@
+"""What a run tells in the end, whatever happened to it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+from pyinfra.api.exceptions import PyinfraError
+
+from tasks.lib import report
+
+
+class State:
+    """As much of pyinfra's state as a report asks for."""
+
+    def __init__(self, *names):
+        self.failed_hosts, self.activated_hosts, self.callback_handlers, self.inventory = set(), list(names), [], self
+
+    def get_host(self, name):
+        return name
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path, capsys):
+    """told(known, …): the report of a run that knows this -> (whether all is well, what it said)."""
+    monkeypatch.setattr(report, "FOLDER", tmp_path / "reports")
+    for name, empty in (("RESULTS", {}), ("UNREACHED", {}), ("FAILED", [])):
+        monkeypatch.setattr(report, name, empty)
+    monkeypatch.setattr(sys, "argv", ["pyinfra", "-y", "inventories/prod.py", "tasks/status.py"])
+
+    def write(known, reached=None):
+        for name, values in known.items():
+            report.record(name, **values)
+        state = State(*(known if reached is None else reached))
+        good = report.Report(state, dict.fromkeys(known, "gpu"), None, report.STATUS, None, None).write()
+        return good, capsys.readouterr().err
+
+    return write
+
+
+def test_a_run_that_was_for_no_host_is_no_success(told):
+    assert told({"a": {"state": "in order"}})[0]
+    report.RESULTS.clear()
+    assert not told({})[0]
+
+
+def test_what_pyinfra_says_of_a_connection_stands_in_the_table(told):
+    logger = logging.getLogger("pyinfra-test")
+    logger.addHandler(report.Unreached())
+    logger.error("    [\x1b[1ma\x1b[0m]    \x1b[31mCould not connect (no route to bastion)\x1b[0m")
+    good, said = told({"a": {}}, reached=[])
+    assert not good and "a: no ssh connection: Could not connect (no route to bastion)" in said
+
+
+def test_a_report_that_cannot_be_written_is_told_all_the_same(told, tmp_path):
+    (tmp_path / "reports").write_text("in the way")
+    good, said = told({"a": {"state": "drifted", "why": "the service is exited"}})
+    assert not good and "a: the service is exited" in said and "NOT WRITTEN" in said
+
+
+def test_no_run_begins_whose_report_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "reports").write_text("in the way")
+    monkeypatch.setattr(report, "FOLDER", tmp_path / "reports")
+    with pytest.raises(PyinfraError, match="cannot be written"):
+        report.install(State(), {}, None)
+
+
+def test_what_to_run_next_can_be_pasted(told):
+    why = "b: a switch of deploy.py. Next: wait, or tasks/unlock.py --data lease=x1, or pyinfra -y i.py deploy.py"
+    said = told({"a": {"state": "drifted", "why": f"a: {why}"}})[1]
+    assert "\na: b: a switch of deploy.py. Next: wait, or pyinfra -y inventories/prod.py tasks/unlock.py --data" in said
+    assert said.count("pyinfra -y i.py deploy.py") == 1
+
+
+def test_a_change_of_the_embedding_space_is_told_once_for_all_hosts(told):
+    known = {name: {"state": "in order", "from_space": "old", "to_space": "new"} for name in "ab"}
+    known |= {"c": {"state": "in order", "from_space": "new", "to_space": "new"}}
+    known |= {"d": {"state": "in order", "from_space": "none", "to_space": "new"}}
+    assert told(known)[1].count("embedding space: old -> new on 2 hosts;") == 1
+
+
+def test_a_lease_is_told_once_for_all_hosts_that_it_holds(told):
+    known = {name: {"state": "in order", "lease": f"x1 of eve, deploy since {name}"} for name in "ab"}
+    assert "held by lease x1 of eve, deploy since a: a, b" in told({**known, "c": {"state": "in order"}})[1]
