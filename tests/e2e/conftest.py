@@ -91,3 +91,22 @@ def machines():
     for path in (LOCK, LOCK.with_name("lab.goldens.json")):
         path.unlink(missing_ok=True)
     return STORES
+
+
+# The fleet's: here as two files of tests share them, and imported where they run as its helpers import this file.
+
+
+@pytest.fixture(scope="session")
+def first():
+    """Four hosts that had nothing, and two versions proven."""
+    from tests.e2e import fleet
+
+    fleet.begin()
+
+
+@pytest.fixture
+def settled(first):
+    """Every host in order on one release, whatever a test left."""
+    from tests.e2e import fleet
+
+    return fleet.settle()

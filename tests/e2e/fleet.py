@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.lib import release
-from tests.e2e.conftest import ROOT, Run, hub, on, pyinfra
+from tests.e2e.conftest import BASTION, ROOT, Run, command, hub, on, pyinfra
 from tests.e2e.service import Service
 from tests.lab import lab
 
@@ -181,3 +181,30 @@ def until(what: str, check, within: float = 60) -> None:
     while not check():
         assert time.monotonic() < deadline, f"{what}: not within {within} s"
         time.sleep(0.3)
+
+
+def begin() -> None:
+    """Four hosts that had nothing, and two versions proven."""
+    lab.up(4)
+    hub("reset", {})
+    for path in (LOCK, LOCK.with_name("lab_fleet.goldens.json")):
+        path.unlink(missing_ok=True)
+    for name in [BASTION, *HOSTS]:
+        on(name, f"rm -rf {STORE}; docker rm -f light-backend-1 2>/dev/null; rm -f /srv/light/*override*")
+    hub("refs", {REPO: {"main": refs()["v1"]}})
+    assert fleet("tasks/lock.py").code == 0
+    for version in TWO:  # each is proven once
+        deploy(version, "--data", 'waves=["100%"]')
+
+
+def table(name: str, script: str = "") -> str:
+    return on(
+        name,
+        f"find {STORE} -type f ! -name '.*lock' -printf '%p %T@ %s\\n' | sort; cat /srv/light/*override*; {script}",
+    )
+
+
+def background(*words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*words, inventory=INVENTORY), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )

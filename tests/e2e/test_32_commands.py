@@ -1,0 +1,248 @@
+"""What operators ask of a fleet beside its deploys: rollback, leases, status, verify, prune, and what hosts have lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import pytest
+
+from tests.e2e.conftest import BASTION, on
+from tests.e2e.fleet import (
+    CANARY,
+    HOSTS,
+    LOCK,
+    OTHERS,
+    STORE,
+    background,
+    container,
+    current,
+    deploy,
+    fleet,
+    journal,
+    lock_version,
+    settle,
+    table,
+    until,
+    weights,
+)
+from tests.lab import lab
+
+# ------------------------------------------------------------------------------------------------------------ rollback
+
+
+def test_rollback_needs_neither_bastion_nor_hub(settled):
+    new = deploy(settled.next).report["release"]
+    direct = [name for name in HOSTS if name != "lab-gpu2"]  # that one is reached through the bastion
+    for name in (BASTION, "lab-hub"):
+        lab.run("docker", "pause", name)
+    try:
+        run = fleet("tasks/rollback.py", *[word for name in direct for word in ("--limit", name)])
+        status = fleet("tasks/status.py", *[word for name in direct for word in ("--limit", name)])
+    finally:
+        for name in (BASTION, "lab-hub"):
+            lab.run("docker", "unpause", name)
+    assert run.code == 0, run.said[-3000:]
+    assert {status.host(name)["state"] for name in direct} == {"in order"}
+    assert {current(name) for name in direct} == {settled.release} and current("lab-gpu2") == new
+    assert {run.host(name)["state"] for name in direct} == {"active"}
+    rest = fleet("tasks/rollback.py", "--limit", "lab-gpu2")
+    assert rest.code == 0 and len({weights(name) for name in HOSTS}) == 1
+
+
+def test_rollback_moves_nobody_when_one_host_lacks_its_target(settled):
+    new = deploy(settled.next).report["release"]
+    victim = HOSTS[3]
+    old_blobs = json.loads(on(victim, f"cat {STORE}/releases/{settled.release}/lock.json"))["models"][0]["files"]
+    blob = old_blobs["model.safetensors"]["sha256"]
+    on(victim, f"chmod u+w {STORE}/blobs/{blob}; printf x | dd of={STORE}/blobs/{blob} conv=notrunc bs=1 seek=99 2>&1")
+    ids = [container(name) for name in HOSTS]
+    run = fleet("tasks/rollback.py")
+    assert run.code == 1 and "is not intact" in run.host(victim)["why"]
+    assert {run.host(name)["state"] for name in HOSTS[:3]} == {"held"}
+    assert [container(name) for name in HOSTS] == ids and {current(name) for name in HOSTS} == {new}
+
+
+def test_rollback_to_a_release_by_its_id(settled):
+    deploy(settled.next)
+    deploy("words")
+    run = fleet("tasks/rollback.py", "--data", f"release={settled.release}")
+    assert run.code == 0 and {current(name) for name in HOSTS} == {settled.release}, run.said[-2000:]
+    nowhere = fleet("tasks/rollback.py", "--data", f"release={'f' * 64}")
+    assert nowhere.code == 1 and "is not one release of this host" in nowhere.host(CANARY)["why"]
+    assert {current(name) for name in HOSTS} == {settled.release}
+
+
+def test_rollback_never_reports_success_for_a_host_that_did_not_move(settled):
+    deploy(settled.next)
+    on(HOSTS[2], f"rm {STORE}/previous")
+    run = fleet("tasks/rollback.py")
+    assert run.code == 1 and "has nowhere to go" in run.host(HOSTS[2])["why"]
+    assert settled.release not in {current(name) for name in HOSTS}
+
+
+def test_rollback_goes_to_the_settings_that_were_confirmed_not_to_those_that_were_turned_down(settled):
+    turned_down = fleet("deploy.py", "--data", 'environment={"FAULT": "wrong"}')
+    assert turned_down.host(CANARY)["state"] == "withdrawn"
+    deploy(settled.next)
+    run = fleet("tasks/rollback.py")
+    assert run.code == 0 and {run.host(name)["state"] for name in HOSTS} == {"active"}, run.said[-2000:]
+    assert {current(name) for name in HOSTS} == {settled.release}
+    assert "embedding space: " in run.said and "on 4 hosts" in run.said
+    there = fleet("--dry", "tasks/rollback.py")
+    assert there.code == 0 and {there.host(name)["state"] for name in HOSTS} == {"unchanged"}
+
+
+def test_a_run_that_is_for_no_gpu_host_is_no_success(settled):
+    for task in ("rollback", "status", "verify"):
+        run = fleet(f"tasks/{task}.py", "--limit", BASTION)
+        assert run.code == 1 and "none is meant" in run.said
+
+
+# -------------------------------------------------------------------------------------------------------------- leases
+
+
+def leased(name: str) -> dict:
+    return json.loads(on(name, f"cat {STORE}/lease.json 2>/dev/null || echo null") or "null")
+
+
+def test_a_second_rollout_shows_the_first_and_exits(settled):
+    lock_version(settled.next)
+    running = background("deploy.py", "--data", "soak=15")
+    try:
+        until("the first rollout holds its hosts", lambda: all(leased(name) for name in HOSTS))
+        second = fleet("tasks/rollback.py")
+        assert second.code == 1
+        why = second.host(CANARY)["why"]
+        assert "is in another rollout" in why and leased(CANARY)["id"] in why and "deploy" in why
+        wrong = fleet("tasks/unlock.py", "--data", "lease=x00000000")
+        assert wrong.code == 1 and leased(CANARY)["id"] in wrong.host(CANARY)["why"]
+        status = fleet("tasks/status.py")
+        assert status.code == 0 and {status.host(name)["state"] for name in HOSTS} == {"in order", "switching"}
+        assert f"held by lease {leased(CANARY)['id']}" in status.said and "deploy since" in status.said
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    until("the lease ends with its controller", lambda: not any(leased(name) for name in HOSTS))
+    run = deploy()  # goes on from the hosts' journals, and waits for an activation that puts itself back
+    assert {current(name) for name in HOSTS} == {run.report["release"]} != {settled.release}
+
+
+def test_unlock_takes_a_lease_by_its_id_and_is_journaled(settled):
+    lock_version(settled.next)
+    tool = on(HOSTS[2], f"ls -t {STORE}/tool/*.pyz | head -1").strip()
+    words = f"--store {STORE} --id x0000abcd --who eve@laptop --release none --why lunch"
+    hanging = f"while sleep 5; do echo; done | python3 {tool} lease hold {words} >/dev/null"
+    lab.run("docker", "exec", "-d", HOSTS[2], "sh", "-c", hanging)
+    until("the lease is held", lambda: leased(HOSTS[2]))
+    run = fleet("deploy.py")
+    assert run.code == 1 and "x0000abcd of eve@laptop" in run.host(HOSTS[2])["why"]
+    assert {current(name) for name in HOSTS} == {settled.release}, "all or none"
+    assert "tasks/unlock.py --data lease=x0000abcd" in run.host(HOSTS[2])["why"]
+    assert "x0000abcd of eve@laptop" in fleet("tasks/status.py").host(HOSTS[2])["lease"]
+    taken = fleet("tasks/unlock.py", "--data", "lease=x0000abcd")
+    assert taken.code == 0 and "took lease x0000abcd of eve@laptop" in taken.host(HOSTS[2])["why"]
+    assert taken.host(HOSTS[2])["lease"] is None
+    assert journal(HOSTS[2])[-1]["step"] == "unlock" and journal(HOSTS[2])[-1]["lease"]["who"] == "eve@laptop"
+    deploy()
+
+
+# ------------------------------------------------------------------------------------------------------ status, verify
+
+
+def test_status_changes_nothing_and_tells_what_runs(settled):
+    before = [table(name, "docker ps -q --no-trunc") for name in HOSTS]
+    run = fleet("tasks/status.py")
+    assert run.code == 0, run.said[-2000:]
+    for name in HOSTS:
+        row = run.host(name)
+        assert (row["state"], row["release"], row["container"]) == ("in order", settled.release, "healthy")
+        assert row["cosine"] == 1.0 and row["since"] and row["verified"] and row["disk_free_bytes"] > 0
+    assert [table(name, "docker ps -q --no-trunc") for name in HOSTS] == before
+
+
+DRIFT = {
+    "the override beside the stack is not the release's": "echo '# mine' >> /srv/light/docker-compose.override.yml",
+    "the service is exited": "docker stop -t 1 light-backend-1",
+    "blobs are missing": f"rm $(ls {STORE}/blobs/* | head -1)",
+    "another environment: HF_HUB_OFFLINE": "cd /srv/light && sed -i 's/HF_HUB_OFFLINE: .1./HF_HUB_OFFLINE: \"0\"/' "
+    "docker-compose.override.yml && docker compose up -d --pull never 2>&1",
+}
+
+
+@pytest.mark.parametrize("what", DRIFT)
+def test_status_names_drift(settled, what):
+    on(CANARY, DRIFT[what])
+    run = fleet("tasks/status.py")
+    assert run.code == 1 and run.host(CANARY)["state"] == "drifted" and what in run.host(CANARY)["why"]
+    assert {run.host(name)["state"] for name in OTHERS} == {"in order"}
+
+
+def test_a_deploy_brings_back_what_a_host_has_lost(settled):
+    """Somebody tidied up the state of what runs; a host lost its word of the bytes; a tool was cut short, a record mangled."""
+    folder = f"{STORE}/state/{settled.release}"
+    on(HOSTS[0], f"rm -r {folder}")
+    on(HOSTS[1], f"rm {folder}/verified-at")
+    on(HOSTS[2], f"for tool in {STORE}/tool/*.pyz; do truncate -s 20000 $tool; done; rm {folder}/smoke.json")
+    on(HOSTS[3], f"echo nonsense > {STORE}/state/pending; echo 1 >> {STORE}/journal.jsonl")
+    ids = [container(name) for name in HOSTS]
+    assert "state/pending is not a record of ours" in fleet("tasks/status.py").host(HOSTS[3])["why"]
+    run = fleet("deploy.py")
+    assert run.code == 1 and f"rm {STORE}/state/pending" in run.host(HOSTS[3])["why"], run.said[-2000:]
+    on(HOSTS[3], f"rm {STORE}/state/pending")
+    assert deploy().report["verdict"] == "ok"
+    assert {row["state"] for row in deploy().report["hosts"].values()} == {"proven", "unchanged"}
+    assert fleet("tasks/status.py").code == 0 and [container(name) for name in HOSTS] == ids
+
+
+def test_verify_names_a_flipped_byte(settled):
+    assert fleet("tasks/verify.py").code == 0
+    blob = json.loads(LOCK.read_text())["models"][0]["files"]["model.safetensors"]["sha256"]
+    path = f"{STORE}/blobs/{blob}"
+    on(CANARY, f"touch -r {path} /tmp/t; printf x | dd of={path} conv=notrunc bs=1 seek=9 2>&1; touch -r /tmp/t {path}")
+    run = fleet("tasks/verify.py")
+    assert run.code == 1 and run.host(CANARY)["state"] == "damaged"
+    assert "model.safetensors is damaged" in run.host(CANARY)["why"]
+    assert {run.host(name)["state"] for name in OTHERS} == {"intact"}
+
+
+# --------------------------------------------------------------------------------------------------------------- prune
+
+
+def test_prune_keeps_what_is_used_and_says_what_goes(first):
+    # What goes is then version 2: version 1 has the same blobs as "words", and would free nothing.
+    settled = settle("v1")
+    for version in (settled.next, "words", settled.version):
+        deploy(version)
+    previous = on(CANARY, f"cat {STORE}/previous").strip()
+    third = next(r for r in on(CANARY, f"ls {STORE}/releases").split() if r not in (settled.release, previous))
+    before = table(CANARY)
+    dry = fleet("--dry", "tasks/prune.py", "--data", "keep_releases=1")
+    assert dry.code == 0 and third[:12] in dry.said and dry.host(CANARY)["freed_bytes"] > 0, dry.said[-2000:]
+    assert table(CANARY) == before
+    # A process works in it: nothing in use is deleted.
+    holder = subprocess.Popen(["docker", "exec", CANARY, "sh", "-c", f"cd {STORE}/releases/{third}/hub && sleep 60"])
+    until("the directory is in use", lambda: "sleep 60" in on(CANARY, "ps ax"))
+    kept = fleet("tasks/prune.py", "--data", "keep_releases=1", "--limit", CANARY)
+    assert kept.code == 0 and third in on(CANARY, f"ls {STORE}/releases"), kept.said[-2000:]
+    on(CANARY, "pkill sleep || true")
+    holder.wait()
+    run = fleet("tasks/prune.py", "--data", "keep_releases=1")
+    assert run.code == 0, run.said[-2000:]
+    assert run.host(CANARY)["freed_bytes"] == dry.host(CANARY)["freed_bytes"]
+    assert set(on(CANARY, f"ls {STORE}/releases").split()) == {settled.release, previous}
+    assert fleet("tasks/rollback.py").code == 0, "the previous release is whole"
+    assert {current(name) for name in HOSTS} == {previous}
+
+
+def test_a_lock_of_the_same_image_exports_nothing(settled):
+    """20 GB of a real backend are not moved to learn that nothing moved."""
+    layer = json.loads(LOCK.read_text())["image"]["layers"][0]["digest"][7:]
+    look, before = f"stat -c '%n %i' {STORE}/blobs/*", LOCK.read_bytes()
+    blobs = on(BASTION, look)
+    assert fleet("tasks/lock.py").code == 0 and on(BASTION, look) == blobs
+    on(BASTION, f"rm {STORE}/blobs/{layer}")
+    assert fleet("tasks/lock.py").code == 0 and on(BASTION, look) != blobs
+    assert on(BASTION, f"sha256sum {STORE}/blobs/{layer}").split()[0] == layer
+    assert LOCK.read_bytes() == before
