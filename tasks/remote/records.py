@@ -33,6 +33,15 @@ class Records:
             error.filename = error.filename or path
             raise
 
+    def last(self, *steps):
+        """Which of these steps the journal has last, or None; a line that a power cut mangled is none."""
+        for line in reversed((read(os.path.join(self.store, "journal.jsonl")) or "").splitlines()):
+            with contextlib.suppress(ValueError, AttributeError):
+                step = json.loads(line).get("step")
+                if step in steps:
+                    return step
+        return None
+
     def tell(self, step, **more):
         """A line that explains, and decides nothing: a full disk is no reason not to go on with what puts a host right."""
         with contextlib.suppress(OSError):

@@ -173,7 +173,7 @@ def await_confirmation(records, within, tell, answer):
 
 def confirm(records, intent):
     records.journal("confirm", to=intent["to"])
-    # `current` decides what `recover` does, so it comes first: killed in between, the rest is written again.
+    # The journal's word decides what `recover` does: killed after it, the rest is written again.
     write(os.path.join(records.store, "current"), f"{intent['to']}\n")
     if intent["from"] != intent["to"]:
         write(os.path.join(records.store, "previous"), f"{intent['previous'] or ''}\n")
@@ -251,7 +251,7 @@ def recover(records):
     intent = records.intent() if read(records.frozen) is None else None
     if intent is None:
         return None
-    if records.current() == intent["to"] and intent["from"] != intent["to"]:
+    if records.last("begin", "confirm", "revert") == "confirm":
         confirm(records, intent)
         return finish(records, intent, {"state": "active"})["state"]
     return revert(records, intent)

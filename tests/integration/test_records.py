@@ -85,3 +85,25 @@ def test_a_drain_that_fails_or_hangs_says_so(monkeypatch):
     monkeypatch.setattr(switch, "COMMAND", 0.3)
     with pytest.raises(Refused, match="took longer than"):
         switch.command("drain", "sleep 30")
+
+
+@pytest.mark.parametrize(
+    "steps", [["begin", "confirm"], ["begin", "confirm", "unlock"], ["begin"], ["begin", "confirm", "begin"]]
+)
+def test_a_switch_that_was_killed_after_its_confirmation_is_recovered_forward(store, monkeypatch, steps):
+    """Also one of settings alone, where `current` stays the same."""
+    monkeypatch.setattr(switch, "revert", lambda records, intent: "withdrawn")
+    host, stack = records.Records(str(store)), store / "stack"
+    stack.mkdir()
+    (stack / "o.yml").write_text("new settings")
+    (store / "current").write_text("one\n")
+    (store / "state/one/compose.confirmed.yaml").write_text("old settings")
+    intent = {"from": "one", "to": "one", "previous": "none", "stack": str(stack), "override": "o.yml"}
+    (store / "state/pending").write_text(json.dumps({**intent, "project": "p", "service": "s"}))
+    for step in steps:
+        host.journal(step)
+    (store / "journal.jsonl").open("a").write("1\nnonsense\n")
+    confirmed = steps != ["begin"] and steps[-1] != "begin"
+    assert switch.recover(host) == ("active" if confirmed else "withdrawn")
+    settings = (store / "state/one/compose.confirmed.yaml").read_text()
+    assert settings == ("new settings" if confirmed else "old settings")
