@@ -88,6 +88,17 @@ def call(
     return answer
 
 
+def service(target: Any, settings: Settings) -> dict[str, Any]:
+    """Which service of which stack, as the programs on a host are told."""
+    stack = report.RESULTS[target.name]["seen"]["stack"]
+    return {
+        "stack": settings.stack,
+        "override": stack["override"],
+        "project": settings.project or stack["project"],
+        "service": settings.service,
+    }
+
+
 def put(target: Any, path: str, data: bytes) -> bool:
     """Write a small file on `target`: staged beside, checked by digest, renamed."""
     digest = hashlib.sha256(data).hexdigest()

@@ -38,9 +38,15 @@ def _xet(settings: Settings) -> dict[str, str]:
 
 
 def environment_of(override: str, service: str) -> dict[str, str]:
-    """What an override asks to stand in the environment of the service's process: what an activation checks."""
-    found = yaml.safe_load(override)["services"][service]["environment"]
-    return {key: value.replace("$$", "$") for key, value in found.items()}
+    """What an override asks to stand in the environment of the service's process: what an activation checks.
+
+    {} where the text, which a host kept for us, is none of our overrides: each of those has an environment.
+    """
+    try:
+        found = yaml.safe_load(override)["services"][service]["environment"] if override.startswith(MARKER) else {}
+        return {str(key): str(value).replace("$$", "$") for key, value in found.items()}
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _literal(values: Mapping[str, str]) -> dict[str, str]:

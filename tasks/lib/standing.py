@@ -40,6 +40,7 @@ def active(seen: Seen, settings: Settings, lock: Lock, override: str) -> bool:
         and not store["pending"]
         and not store["recreate"]
         and (stack.get("overrides") or {}).get(stack.get("override")) == override
+        and (store["states"].get(lock.id) or {}).get("confirmed") in (None, override)
         and (seen.get("container") or {}).get("release") == lock.id
         and _service(seen, settings, lock, override) == []
     )
@@ -152,7 +153,7 @@ def together(plan: Sequence[Sequence[str]], spaces: Mapping[str, str], there: st
     return any(behind <= set(wave) for wave in plan)
 
 
-def target(seen: Seen, asked: str) -> tuple[Lock, str]:
+def target(seen: Seen, settings: Settings, asked: str) -> tuple[Lock, str]:
     """Where a rollback goes: the release that was asked for (an id or its beginning), else the previous confirmed one.
 
     -> its lock as the host has it, and the override that it was confirmed with. Refused: what the host lacks.
@@ -167,9 +168,15 @@ def target(seen: Seen, asked: str) -> tuple[Lock, str]:
         raise Refused("rollback", "has nowhere to go", "a previous confirmed release", "none", "tasks/status.py")
     lock = locked_here(seen, chosen)
     override = confirmed(seen, chosen)
-    if lock is None or not override:
+    if lock is None or not environment_of(override, settings.service):
         lacks = "its lock" if lock is None else "its override"
-        raise Refused(f"releases/{chosen[:12]}", "is not complete", "an activated release", f"no {lacks}", "deploy.py")
+        raise Refused(
+            f"releases/{chosen[:12]}",
+            "is not complete",
+            "an activated release",
+            f"no {lacks}, or not ours",
+            "deploy.py",
+        )
     return lock, override
 
 
@@ -179,7 +186,8 @@ def confirmed(seen: Seen, release_id: str) -> str:
     They differ where the release was staged again with other settings that were then turned down.
     """
     about = seen["store"]["states"].get(release_id) or {}
-    return about.get("confirmed") or about.get("override") or ""
+    was = about.get("confirmed")
+    return (about.get("override") or "") if was is None else was
 
 
 def drift(seen: Seen, settings: Settings) -> list[str]:
@@ -207,7 +215,7 @@ def drift(seen: Seen, settings: Settings) -> list[str]:
         found.append("the override beside the stack is not the release's")
     if store["frozen"]:
         found.append(f"is frozen: {store['frozen'].get('why')}")
-    return found + (_service(seen, settings, lock, override) if override else ["has no record of its override"])
+    return found + _service(seen, settings, lock, override)
 
 
 def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[str]:
@@ -221,6 +229,8 @@ def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[
     if container["image"] not in image_ids(lock, about.get("baked")):
         found.append("the service runs another image")
     expected = environment_of(override, settings.service)
+    if not expected:
+        return [*found, f"state/{lock.short} has no record of its override that can be read"]
     if not mounted_right(lock, settings.model_store, container["mounts"], expected["HF_HOME"]):
         found.append("the release is not what is mounted")
     inside: Mapping[str, str] = container["process"] or {}

@@ -3,6 +3,7 @@
     switch activate --store S --release ID --stack DIR --override NAME --project P --service N
                     --within SEC --soak SEC --confirm SEC [--recreate] [--previous ID]
                     (stdin: {"who", "why", "probe", "expect_env", "drain", "readmit"})
+    switch check    --store S --release ID --stack DIR --override NAME --project P --service N     whether it could; changes nothing
     switch confirm  --store S --token T     over a new connection; prints how the activation ended
     switch recover  --store S
 
@@ -53,6 +54,21 @@ def refuse_frozen(records):
         raise Refused(records.frozen, said, "no such file", str(why)[:800], "mend the service, then remove that file")
 
 
+def candidate_of(args):
+    return os.path.join(args.store, "state", args.release, "compose.override.yaml")
+
+
+def check(args):
+    """What `activate` would refuse at its beginning, said before anything is switched anywhere."""
+    records = Records(args.store)
+    refuse_frozen(records)
+    records.intent()
+    check_before(
+        records, Service(args.stack, args.override, args.project, args.service), args.release, candidate_of(args)
+    )
+    return {}
+
+
 def check_before(records, service, release_id, candidate):
     """Everything that can be known before anything changes: release, image, override, Compose's own opinion."""
     root = os.path.join(records.store, "releases", release_id)
@@ -101,7 +117,7 @@ def activate(args, ask, tell):
     recovered = recover(records)
     refuse_frozen(records)
     signed.check(args.store, args.release, args.signers)
-    candidate = os.path.join(args.store, "state", args.release, "compose.override.yaml")
+    candidate = candidate_of(args)
     check_before(records, service, args.release, candidate)
     old, was, in_place = records.current(), service.container(), read(service.override)
     intent = {"from": old, "to": args.release, "who": ask.get("who"), "why": ask.get("why"), "within": args.within}
@@ -344,7 +360,7 @@ def confirmed(args):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="switch")
-    parser.add_argument("verb", choices=["activate", "confirm", "recover"])
+    parser.add_argument("verb", choices=["activate", "check", "confirm", "recover"])
     parser.add_argument("--store", required=True)
     for option in ("--release", "--stack", "--override", "--project", "--service", "--token", "--previous"):
         parser.add_argument(option, default="")
@@ -362,6 +378,8 @@ def main(argv):
 def run(args):
     if args.verb == "activate":
         return detached(args, json.load(sys.stdin))
+    if args.verb == "check":
+        return check(args)
     if args.verb == "confirm":
         return confirmed(args)
     until = time.monotonic() + args.within

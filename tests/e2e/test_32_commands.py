@@ -53,14 +53,19 @@ def test_rollback_needs_neither_bastion_nor_hub(settled):
 
 def test_rollback_moves_nobody_when_one_host_lacks_its_target(settled):
     new = deploy(settled.next).report["release"]
-    victim = HOSTS[3]
+    foreign, mangled, victim = HOSTS[1:]
     old_blobs = json.loads(on(victim, f"cat {STORE}/releases/{settled.release}/lock.json"))["models"][0]["files"]
     blob = old_blobs["model.safetensors"]["sha256"]
     on(victim, f"chmod u+w {STORE}/blobs/{blob}; printf x | dd of={STORE}/blobs/{blob} conv=notrunc bs=1 seek=99 2>&1")
+    on(mangled, f"echo '{{{{: nonsense' > {STORE}/state/{settled.release}/compose.confirmed.yaml")
+    override = "/srv/light/docker-compose.override.yml"
+    on(foreign, f"mv {override} /tmp/ours; echo '# mine' > {override}")
     ids = [container(name) for name in HOSTS]
     run = fleet("tasks/rollback.py")
+    on(foreign, f"mv /tmp/ours {override}")
     assert run.code == 1 and "is not intact" in run.host(victim)["why"]
-    assert {run.host(name)["state"] for name in HOSTS[:3]} == {"held"}
+    assert "no its override" in run.host(mangled)["why"] and "is not ours" in run.host(foreign)["why"]
+    assert run.host(HOSTS[0])["state"] == "held" and "raceback" not in run.said
     assert [container(name) for name in HOSTS] == ids and {current(name) for name in HOSTS} == {new}
 
 

@@ -87,7 +87,7 @@ def test_settings_that_were_staged_and_turned_down_are_neither_drift_nor_where_a
     assert was != about["override"] and len(standing.drift(served, wanted)) == 2  # as of a host that keeps no record
     about["confirmed"] = was
     assert standing.drift(served, wanted) == []
-    assert standing.target(served, lock.id)[1] == was
+    assert standing.target(served, wanted, lock.id)[1] == was
 
 
 BARE = {"lock": None, "goldens": None}
@@ -140,17 +140,30 @@ def test_a_space_that_cannot_be_read_is_not_taken_for_the_same(served, wanted, l
     assert standing.space_problem(served, lock, wanted, lambda: False) == [], "a deploy of the same release repairs it"
 
 
-def test_rollback_goes_to_the_previous_release_or_the_one_that_was_named(served, lock):
+def test_rollback_goes_to_the_previous_release_or_the_one_that_was_named(served, wanted, lock):
     with pytest.raises(release.Refused, match="nowhere to go"):
-        standing.target(served, "")
+        standing.target(served, wanted, "")
     served["store"]["previous"] = lock.id
-    assert standing.target(served, "")[0].id == lock.id
-    assert standing.target(served, lock.id[:9])[0].id == lock.id
+    assert standing.target(served, wanted, "")[0].id == lock.id
+    assert standing.target(served, wanted, lock.id[:9])[0].id == lock.id
     with pytest.raises(release.Refused, match="is not one release"):
-        standing.target(served, "0000")
+        standing.target(served, wanted, "0000")
     served["store"]["states"] = {}
     with pytest.raises(release.Refused, match="override"):
-        standing.target(served, "")
+        standing.target(served, wanted, "")
+
+
+@pytest.mark.parametrize("text", ["{{{: nonsense", "", "5", compose.MARKER, f"{compose.MARKER}\nservices: {{}}", "\0"])
+def test_a_record_of_what_was_confirmed_that_is_none_of_ours_is_drift_and_no_target_and_comes_back(
+    served, wanted, lock, text
+):
+    about = served["store"]["states"][lock.id]
+    assert standing.active(served, wanted, lock, about["override"])
+    about["confirmed"] = text
+    assert not standing.active(served, wanted, lock, about["override"]), "so that a deploy writes it again"
+    assert "no record of its override" in standing.drift(served, wanted)[-1]
+    with pytest.raises(release.Refused, match="override"):
+        standing.target(served, wanted, lock.id)
 
 
 def test_one_wave_for_all_who_are_behind_mixes_nothing():

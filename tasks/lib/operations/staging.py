@@ -12,7 +12,7 @@ from pyinfra import host, logger, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fitness, fleet, locks, report, standing
-from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, service, tool_path
 from tasks.lib.display import Pushes
 from tasks.lib.operations import signing
 from tasks.lib.release import Lock, Refused, blobs
@@ -73,6 +73,8 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
     expect(call(target, "engine", "load", document=document, deadline=3600))
     if not smoke_host(target, lock, settings, goldens):
         return False
+    # What its switch would refuse at the beginning stops the rollout here, before any host is switched.
+    expect(call(target, "switch", "check", release=lock.id, **service(target, settings)))
     if again and (damaged or checked["wrong"]):
         after = expect(call(target, "store", "verify", document=document, deadline=3600))
         if bad := broken(after):

@@ -10,7 +10,7 @@ from pyinfra import host, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
-from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, service, tool_path
 from tasks.lib.release import Lock, Refused, contents, say, space
 from tasks.lib.settings import Settings
 
@@ -48,7 +48,7 @@ def withdraw(settings: Settings, hosts: list[str]):
         report.record(host.name, confirmed=False)
         if not store["current"]:
             return fail(host, f"{why}; it served nothing before, so it stays", "not withdrawn")
-        lock, text = standing.target(known["seen"], store["current"])
+        lock, text = standing.target(known["seen"], settings, store["current"])
         # Not `previous`: a rollback must not lead to what the fleet has just turned down.
         if not go_back(host, settings, lock, text, why=why, previous=store["previous"] or lock.id):
             stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
@@ -67,10 +67,10 @@ def check_target(settings: Settings):
     def aim() -> tuple[Lock, str]:
         if not seen or not seen["docker"]:
             raise Refused(host.name, "cannot be looked at, or has no Docker Engine", next="tasks/preflight.py")
-        return standing.target(seen, settings.release)
+        return standing.target(seen, settings, settings.release)
 
     def work(host: Any) -> bool:
-        lock, _ = aim()
+        lock, text = aim()
         ensure_tool(host)
         document = json.dumps(lock.document)
         expect(call(host, "signed", "check", release=lock.id, deadline=300))
@@ -80,6 +80,8 @@ def check_target(settings: Settings):
             mend = "deploy.py of that release's lock, which repairs it"
             raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), mend)
         expect(call(host, "engine", "load", document=document, deadline=3600))
+        bring_back(host, settings, lock, text)
+        expect(call(host, "switch", "check", release=lock.id, **service(host, settings)))
         report.record(host.name, **{**standing.proof(seen, lock.id), "verified": found["verified"]})
         report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id)
         report.record(host.name, to_space=space(lock), contents=contents(lock))
@@ -119,7 +121,7 @@ def roll_back(settings: Settings):
 
     def work(host: Any) -> bool:
         seen, target = known["seen"], known["target"]
-        lock, text = standing.target(seen, target)
+        lock, text = standing.target(seen, settings, target)
         if standing.active(seen, settings, lock, text):
             report.record(host.name, confirmed=True, state="unchanged")
             return True
@@ -130,11 +132,16 @@ def roll_back(settings: Settings):
 
 
 def go_back(target: Any, settings: Settings, lock: Lock, override: str, why: str, previous: str) -> bool:
-    """A switch to a release as it was confirmed: staging it again with other settings has replaced its override."""
+    """A switch to a release as it was confirmed."""
+    bring_back(target, settings, lock, override)
+    return switch(target, settings, lock, override, why, previous)
+
+
+def bring_back(target: Any, settings: Settings, lock: Lock, override: str) -> None:
+    """The override that a release was confirmed with: staging it again with other settings has replaced that."""
     path = f"{settings.model_store}/state/{lock.id}/compose.override.yaml"
     if not put(target, path, override.encode()):
         raise Refused(target.name, "cannot write the override", next=f"look at {path}")
-    return switch(target, settings, lock, override, why, previous)
 
 
 def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str, previous: str | None = None) -> bool:
@@ -143,7 +150,6 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     `previous`: what the host's record of that name becomes, where it is not the release that is left.
     """
     known = report.RESULTS[target.name]
-    stack = known["seen"]["stack"]
     if known.get("lease") and not fleet.leases.held(target):
         what = "lost its lease: somebody took it, or the connection broke"
         raise Refused(target.name, what, known["lease"], "none", "tasks/status.py, then the same again")
@@ -164,10 +170,7 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
         document=json.dumps(document),
         deadline=within + settings.soak + back + 600,
         release=lock.id,
-        stack=settings.stack,
-        override=stack["override"],
-        project=settings.project or stack["project"],
-        service=settings.service,
+        **service(target, settings),
         within=within,
         soak=settings.soak,
         confirm=settings.confirm_deadline,
