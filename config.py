@@ -5,16 +5,24 @@ import atexit
 import logging
 import os
 import sys
+from pathlib import Path
 
 from pyinfra import state
+from pyinfra.api.exceptions import PyinfraError
 
 from tasks.lib import report
 
 logging.getLogger("pyinfra").addHandler(report.Unreached())
 
 
+commands = [word for word in sys.argv[1:] if word == "deploy.py" or word.startswith("tasks/")]
+if commands and not Path(report.inventory()).is_file():
+    # pyinfra would take the name for a host's, and end well with none.
+    there = ", ".join(sorted(map(str, Path("inventories").glob("*.py"))))
+    raise PyinfraError(f"{report.inventory()}: there is no such inventory; expected one of {there}")
+
+
 def last_word() -> None:
-    commands = [word for word in sys.argv[1:] if word == "deploy.py" or word.startswith("tasks/")]
     silent = commands and "tasks.lib.run" not in sys.modules  # pyinfra ended before it read the command
     bad = bool(report.dry() and report.FAILED)
     if silent and report.UNREACHED:

@@ -14,8 +14,11 @@ settings = run.open_run()
 lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None
 report.install(state, run.roles(), None, report.PRUNE)
 
-if host.name in [fleet.bastion().name, *run.in_service()]:
+bastion, gpus = fleet.bastion().name, run.in_service()
+if host.name in [bastion, *gpus]:
     run.look(None)
-    if host.name in run.in_service():
+    if host.name in gpus:
         leasing.lease(name="Lease", settings=settings, release="none", why="prune")
+    if gpus:  # what a rollout pushes stays on the bastion
+        fleet.gate(name="Gate: the hosts are ours", before=gpus, after=[bastion], key="leased")
     prune(name="Prune", settings=settings, lock=lock)

@@ -21,7 +21,7 @@ from pyinfra import logger
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand
 
 from tasks.lib import fleet, report
-from tasks.lib.release import Refused, say
+from tasks.lib.release import Lock, Refused, say
 from tasks.lib.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -82,7 +82,8 @@ def call(
     except (IndexError, ValueError):
         what = f"`{' '.join(program)}` gave no answer"
         said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
-        answer = {"ok": False, "error": {"where": target.name, "what": what, "found": said}}
+        mend = "the same again, which ends what was begun"
+        answer = {"ok": False, "error": {"where": target.name, "what": what, "found": said, "next": mend}}
     if answer.get("ok") and not ok:
         answer = {"ok": False, "error": {"where": target.name, "what": f"`{program[0]}` failed after its answer"}}
     return answer
@@ -97,6 +98,16 @@ def service(target: Any, settings: Settings) -> dict[str, Any]:
         "project": settings.project or stack["project"],
         "service": settings.service,
     }
+
+
+def probe(settings: Settings) -> dict[str, Any] | None:
+    return settings.probe.model_dump() if settings.probe else None
+
+
+def can_switch(target: Any, settings: Settings, lock: Lock) -> dict[str, Any]:
+    """The host's own answer whether it could switch to a release now; nothing is changed."""
+    document = json.dumps({"probe": probe(settings)})
+    return call(target, "switch", "check", document=document, release=lock.id, **service(target, settings))
 
 
 def put(target: Any, path: str, data: bytes) -> bool:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import Any
 
 import gevent
@@ -61,6 +62,16 @@ def refuse_flags(argv: Sequence[str]) -> None:
     bad = {"--serial", "--no-wait", "--fail-percent"} & {word.partition("=")[0] for word in argv}
     if bad:
         raise PyinfraError(f"{' '.join(sorted(bad))} would defeat the gates between the phases. Next: leave it out")
+
+
+def refuse_limits(argv: Sequence[str]) -> None:
+    """Each --limit must mean somebody: pyinfra goes on without the one that is misspelt."""
+    for here, after in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, value = here.partition("=")
+        wanted = (value if equals else after) if option == "--limit" else None
+        named = wanted is None or wanted in inventory.groups or any(fnmatch(h.name, wanted) for h in inventory)
+        if not named:
+            raise PyinfraError(f"--limit {wanted} matches no host and no group of {report.inventory()}")
 
 
 # ------------------------------------------------------------------------------------------------------------ gates

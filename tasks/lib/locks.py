@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
@@ -146,6 +148,18 @@ def old_lock(settings: Settings) -> dict[str, Any] | None:
         raise Refused(str(path), "is no lock that a new one can follow", found=str(no), next=mend) from None
 
 
+def sound(entry: Any) -> bool:
+    """Whether the goldens of a class are whole: queries, the vectors of each, and as many numbers as their shape says."""
+    try:
+        vectors, queries = entry["vectors"], entry["queries"]
+        sizes = {name: len(base64.b64decode(each["f16"], validate=True)) for name, each in vectors.items()}
+        shapes = {name: each["shape"][0] * each["shape"][1] * 2 for name, each in vectors.items()}
+        named = all(isinstance(text, str) and f"query{n}" in vectors for n, text in enumerate(queries))
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return False
+    return bool(queries) and named and sizes == shapes and all(min(each["shape"]) > 0 for each in vectors.values())
+
+
 class Goldens:
     """Embeddings of fixed pages and queries, by class (`cpu/bfloat16`); they belong to one release."""
 
@@ -161,8 +175,8 @@ class Goldens:
         except (ValueError, RecursionError) as error:
             raise Refused(str(self.path), "is not JSON", found=str(error), next=mend) from None
         classes = found.get("classes") if isinstance(found, dict) else None
-        if not isinstance(classes, dict) or not all(isinstance(entry, dict) for entry in classes.values()):
-            expected = '{"release": id, "classes": {class: {…}}}'
+        if not isinstance(classes, dict) or not all(map(sound, classes.values())):
+            expected = '{"release": id, "classes": {class: {"queries": […], "vectors": {…}}}}'
             raise Refused(str(self.path), "holds no goldens", expected, ascii(text[:80]), mend)
         return found
 
@@ -171,6 +185,10 @@ class Goldens:
 
     def text(self, lock: Lock) -> str:
         return self.path.read_text(encoding="ascii")
+
+    def digest(self, lock: Lock) -> str | None:
+        """sha256 of the goldens of this release, or None before they are made."""
+        return hashlib.sha256(self.text(lock).encode("ascii")).hexdigest() if self.has(lock) else None
 
     def save(self, lock: Lock, embeddings: Mapping[str, Any] | None) -> None:
         classes = {embeddings["class"]: embeddings} if embeddings else {}  # a smoke command may embed nothing

@@ -13,6 +13,7 @@ reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2,
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import logging
@@ -78,8 +79,13 @@ Costs = dict[str, dict[str, int]]
 
 def record(name: str, **values: Any) -> None:
     if "why" in values:
-        values["why"] = pasteable(values["why"]).removeprefix(f"{name}: ")
+        values["why"] = plain(pasteable(values["why"]).removeprefix(f"{name}: "))
     RESULTS.setdefault(name, {}).update(values)
+
+
+def plain(text: str) -> str:
+    """Without what a terminal would obey: the words may be a host's, or whoever's wrote there."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def phase(name: str, what: str, start: float, end: float, good: bool) -> None:
@@ -100,7 +106,7 @@ def evidence(name: str, key: str) -> bool:
 
 
 def text(title: str, key: str, length: int | None = None) -> Cell:
-    return title, "left", lambda row: str(row[key] or "-")[:length]
+    return title, "left", lambda row: plain(str(row[key] or "-"))[:length]
 
 
 def count(title: str, key: str) -> Cell:
@@ -306,7 +312,7 @@ def claimed(base: str) -> str:
 
 def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = DEPLOY, where: str = "") -> None:
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 150, highlight=False)
-    title = f"release {document['release'][:12]}" if document["release"] else None
+    title = f"release {plain(document['release'][:12])}" if document["release"] else None
     table = Table(title=title, title_justify="left")
     table.add_column("host", min_width=max(map(len, document["hosts"]), default=0))
     for title, justify, cell in columns:
@@ -374,11 +380,17 @@ def install(
     report = Report(state, roles, release, columns, plan, costs)
     state.add_callback_handler(report)
 
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def end(number: int, frame: Any) -> None:
-        report.write(f"the run was stopped by {signal.Signals(number).name}; the next one goes on from here")
-        sys.stderr.flush()
+        for each in ends:  # whoever presses twice gets the table all the same
+            signal.signal(each, signal.SIG_IGN)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            report.write(f"the run was stopped by {signal.Signals(number).name}; the next one goes on from here")
+            sys.stderr.flush()
         # pyinfra turns Ctrl-C into exit code 0; whoever asked must see that it did not finish.
         os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    for number in ends:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, end)

@@ -50,6 +50,7 @@ def open_run(bastion: bool = True) -> Settings:
     `bastion` False: the run does not need it, so it may be off.
     """
     fleet.refuse_flags(sys.argv)
+    fleet.refuse_limits(sys.argv)
     if not bastion:
         state.failed_hosts.discard(fleet.bastion())
         if not gpus():
@@ -160,7 +161,7 @@ def changes(lock: Lock, goldens: Any) -> bool:
             not seen
             or seen["store"]["lease"] is not None
             or not goldens.has(lock)
-            or not standing.as_asked(seen, settings, lock, text, signatures, fleet.now())
+            or not standing.as_asked(seen, settings, lock, text, signatures, goldens.digest(lock), fleet.now())
         ):
             return True
     return False

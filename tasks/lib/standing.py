@@ -11,10 +11,10 @@ from tasks.lib.release import SIGNERS, Lock, Refused, blobs, image_ids, mounted_
 from tasks.lib.settings import Settings
 
 
-def staged(seen: Seen, lock: Lock, override: str, signatures: Mapping[str, Any]) -> bool:
+def staged(seen: Seen, lock: Lock, override: str, signatures: Mapping[str, Any], goldens: str | None) -> bool:
     """Whether this host has proven this very release with this very override before: nothing to push, admit or smoke.
 
-    Nor to bring: where the lock is signed in git, the host keeps the same signatures.
+    Nor to bring: its goldens are those of git (`goldens`: their sha256), and where the lock is signed, its signatures.
     """
     about = seen["store"]["states"].get(lock.id) or {}
     smoke = about.get("smoke") or {}
@@ -25,6 +25,7 @@ def staged(seen: Seen, lock: Lock, override: str, signatures: Mapping[str, Any])
         and bool(about.get("verified"))
         and smoke.get("ok") is True
         and about.get("override") == override
+        and (goldens is None or about.get("goldens") == goldens)
         and (not signatures["lock"] or about.get("signed") == signatures)
         and bool(seen["docker"])
         and seen["docker"]["images"].get(lock.tag) in image_ids(lock, about.get("baked"))
@@ -38,6 +39,7 @@ def active(seen: Seen, settings: Settings, lock: Lock, override: str) -> bool:
     return (
         store["current"] == lock.id
         and not store["pending"]
+        and not store["away"]
         and not store["recreate"]
         and (stack.get("overrides") or {}).get(stack.get("override")) == override
         and (store["states"].get(lock.id) or {}).get("confirmed") in (None, override)
@@ -62,11 +64,17 @@ def unproven(seen: Seen, settings: Settings, lock: Lock, override: str, now: flo
 
 
 def as_asked(
-    seen: Seen, settings: Settings, lock: Lock, override: str, signatures: Mapping[str, Any], now: float
+    seen: Seen,
+    settings: Settings,
+    lock: Lock,
+    override: str,
+    signatures: Mapping[str, Any],
+    goldens: str | None,
+    now: float,
 ) -> bool:
     """Whether a deploy of this lock has nothing to do here."""
     fresh = not settings.verify and not stale(seen, lock, settings, now)
-    return fresh and staged(seen, lock, override, signatures) and active(seen, settings, lock, override)
+    return fresh and staged(seen, lock, override, signatures, goldens) and active(seen, settings, lock, override)
 
 
 def locked_here(seen: Seen, release_id: str | None) -> Lock | None:
@@ -101,10 +109,14 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
         "container": condition(container) if container else None,
         "gpu": f"{len(seen['gpus'])} x {gpu['name']}, driver {gpu['driver']}" if gpu else None,
         "disk_free_bytes": seen["store_filesystem"]["free_bytes"],
-        "lease": f"{lease.get('id')} of {lease.get('who')}, {lease.get('why')} since {lease.get('since')}"
-        if lease
-        else None,
+        "lease": None if lease is None else leased(lease),
     }
+
+
+def leased(lease: Seen) -> str:
+    if not lease:
+        return "unknown: lease.json is gone, and the process in .lease.lock lives"
+    return f"{lease.get('id')} of {lease.get('who')}, {lease.get('why')} since {lease.get('since')}"
 
 
 def condition(container: Seen) -> str:
@@ -165,7 +177,8 @@ def target(seen: Seen, settings: Settings, asked: str) -> tuple[Lock, str]:
         raise Refused(f"release {asked}", "is not one release of this host", "one of its own", has, "tasks/status.py")
     chosen = found[0] if found else store["previous"]
     if not chosen:
-        raise Refused("rollback", "has nowhere to go", "a previous confirmed release", "none", "tasks/status.py")
+        mend = "tasks/rollback.py --data release=ID, or --limit to the hosts that have one; tasks/status.py"
+        raise Refused("rollback", "has nowhere to go", "a previous confirmed release", "none", mend)
     lock = locked_here(seen, chosen)
     override = confirmed(seen, chosen)
     if lock is None or not environment_of(override, settings.service):
@@ -206,13 +219,17 @@ def drift(seen: Seen, settings: Settings) -> list[str]:
     have = store["blobs"] or {}
     wrong = [name for name, size in blobs(lock).items() if have.get(name) != size]
     if wrong:
-        found.append(f"{len(wrong)} blobs are missing or have another size")
+        found.append(f"{len(wrong)} of its blobs missing or of another size. Next: deploy.py")
     if seen["signers"] and not (store["states"].get(current) or {}).get("signed"):
         found.append(f"{SIGNERS} asks for signatures, and what serves here has none")
     override = confirmed(seen, current)
     stack = seen.get("stack") or {}
     if (stack.get("overrides") or {}).get(stack.get("override")) != override:
         found.append("the override beside the stack is not the release's")
+    if not (store["states"].get(current) or {}).get("verified"):
+        found.append("its bytes are not as they were proven, or the record of that is lost. Next: deploy.py")
+    if store["away"]:
+        found.append(f"was not readmitted: {store['away'].get('why')}. Next: deploy.py, which does it again")
     if store["frozen"]:
         found.append(f"is frozen: {store['frozen'].get('why')}")
     return found + _service(seen, settings, lock, override)

@@ -31,7 +31,16 @@ def paths(store):
 def show(store):
     """Whose lease it is, or None; a note without its holder is none."""
     lock, note = paths(store)
-    return json.loads(read(note) or "{}") if held(lock) else None
+    return noted(note) if held(lock) else None
+
+
+def noted(path):
+    """What a holder wrote about itself; {} where that is gone or mangled."""
+    try:
+        found = json.loads(read(path) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def described(lease):
@@ -53,15 +62,10 @@ def hold(args):
             remove(note)
             return 0
     except Refused:
-        holder = json.loads(read(note) or "{}")
-        found = described(holder)
-        no = Refused(
-            args.store,
-            "is in another rollout",
-            "no lease",
-            found,
-            f"wait for it, or tasks/unlock.py --data lease={holder.get('id')}",
-        )
+        holder = noted(note)
+        found = described(holder) if holder else f"no note of whose it is, and {lock} held by {read(lock)}"
+        mend = f"tasks/unlock.py --data lease={holder['id']}" if "id" in holder else "end that process there"
+        no = Refused(args.store, "is in another rollout", "no lease", found, f"wait for it, or {mend}")
         return answered(lambda: {"ok": False, "error": no.error}, args.store)
 
 
@@ -70,7 +74,8 @@ def unlock(args):
     if lease is None:
         return {"unlocked": False}
     if lease.get("id") != args.id:
-        raise Refused(args.store, "has another lease", args.id, described(lease), "tasks/status.py shows it")
+        found = described(lease) if lease else f"no note of whose it is, and {paths(args.store)[0]} held"
+        raise Refused(args.store, "has another lease", args.id, found, "tasks/status.py shows it")
     Records(args.store).journal("unlock", lease=lease, who=args.who)
     os.kill(lease["pid"], signal.SIGTERM)
     until = time.monotonic() + 10

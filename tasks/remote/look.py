@@ -9,6 +9,7 @@ The argument is one JSON object: {"store", "stack", "project", "service", "egres
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -53,6 +54,15 @@ def record(text):
     """The JSON object in `text`, or None: what power cuts and people leave in a record is no reason not to look."""
     found = parsed(text)
     return found if isinstance(found, dict) else None
+
+
+def digest(path):
+    """sha256 of a small file, or None."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return None
 
 
 def tools(directory):
@@ -229,16 +239,23 @@ def signatures(text):
     return {name: entry.get("signature") if isinstance(entry, dict) else None for name, entry in kept.items()}
 
 
-def lease(path):
-    """Whose rollout holds this host, or None. A note whose holder is gone is none; nothing is written here."""
+def held(path):
+    """Whether a living process holds this lock file; nothing is written here."""
     try:
-        with open(os.path.join(path, ".lease.lock"), encoding="ascii") as file:
+        with open(path, encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return None
+        return False
     except OSError:
-        return record(read(os.path.join(path, "lease.json"))) or {}
-    return None
+        return True
+    return False
+
+
+def lease(path):
+    """Whose rollout holds this host, or None; {} where it is held and the note of it is gone. A note alone is none."""
+    if not held(os.path.join(path, ".lease.lock")):
+        return None
+    return record(read(os.path.join(path, "lease.json"))) or {}
 
 
 def since(path):
@@ -286,6 +303,7 @@ def store(path):
                 "confirmed": texts[CONFIRMED],
                 "baked": record(texts["baked.json"]),
                 "signed": signatures(texts["signed.json"]),
+                "goldens": digest(os.path.join(folder, "goldens.json")),
             }
     return {
         "blobs": sizes(os.path.join(path, "blobs")),
@@ -297,6 +315,8 @@ def store(path):
         "lease": lease(path),
         "recreate": os.path.exists(os.path.join(states, "recreate")),
         "pending": mark(os.path.join(states, "pending")),
+        "away": mark(os.path.join(states, "not-readmitted")),
+        "switching": held(os.path.join(path, ".switch.lock")),
         "since": since(path),
         "current": (read(os.path.join(path, "current")) or "").strip() or None,
         "previous": (read(os.path.join(path, "previous")) or "").strip() or None,

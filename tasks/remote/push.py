@@ -125,20 +125,11 @@ def send(args, document):
     blobs, started = document["blobs"], time.monotonic()
     status = os.path.join(folder(args.store), f"{args.host}.json")
     known_hosts = os.path.join(folder(args.store), f"{args.host}.known_hosts")
-    absent = [s for s, size in blobs.items() if not whole(os.path.join(args.store, "blobs", s), size)]
-    if absent:
-        what = f"the bastion lacks {len(absent)} blobs"
-        raise Refused(
-            args.store,
-            what,
-            "all of the release",
-            absent[0],
-            "the deploy again, with the bastion in its --limit: it fetches",
-        )
+    complete(args.store, blobs)
     with alone(args.store, args.host):
         with open(known_hosts, "w", encoding="utf-8") as file:
             file.write(document["known_hosts"])
-        sums, tries = dict.fromkeys(STATS, 0), 0
+        sums, tries, idle = dict.fromkeys(STATS, 0), 0, 0
         while True:
             tries += 1
             left = args.within - (time.monotonic() - started)
@@ -149,15 +140,27 @@ def send(args, document):
             sums = {name: count + found[name] for name, count in sums.items()}
             if code == 0:
                 break
+            complete(args.store, blobs)  # somebody may have taken them away meanwhile
+            idle = 0 if found["moved"] else idle + 1
             last = [w for w in words if "rsync error" not in w and "rsync: connection" not in w][-3:] or words[-3:]
             final = any(phrase in word for phrase in FINAL for word in words)
-            if code not in PASSING or final or (sums["moved"] == 0 and tries == 5):
+            if code not in PASSING or final or idle == 5:
                 where = f"{args.host} ({args.to} port {args.port})"
                 raise Refused(where, f"rsync failed with code {code}", found="; ".join(last))
             print(f"{args.host}: rsync code {code}, try {tries}: {'; '.join(last)}", file=sys.stderr)
             time.sleep(min(2**tries, 30, max(0, left)))
         os.path.exists(status) and os.unlink(status)
     return {**sums, "tries": tries, "seconds": time.monotonic() - started}
+
+
+def complete(store, blobs):
+    absent = [s for s, size in blobs.items() if not whole(os.path.join(store, "blobs", s), size)]
+    if absent:
+        what, mend = (
+            f"the bastion lacks {len(absent)} blobs",
+            "the deploy again, with the bastion in its --limit: it fetches",
+        )
+        raise Refused(store, what, "all of the release", absent[0], mend)
 
 
 def whole(path, size):

@@ -15,9 +15,12 @@ class Records:
 
     def __init__(self, store):
         self.store = store
-        self.before, self.pending, self.frozen, self.confirmation, self.outcome, self.recreate = (
+        self.before, self.pending, self.frozen, self.away, self.confirmation, self.outcome, self.recreate = (
             os.path.join(store, "state", name)
-            for name in ("before.override.yaml", "pending", "frozen", "confirmation", "outcome", "recreate")
+            for name in (
+                *("before.override.yaml", "pending", "frozen", "not-readmitted"),
+                *("confirmation", "outcome", "recreate"),
+            )
         )
 
     def journal(self, step, **more):

@@ -58,7 +58,7 @@ def candidate_of(args):
     return os.path.join(args.store, "state", args.release, "compose.override.yaml")
 
 
-def check(args):
+def check(args, asked):
     """What `activate` would refuse at its beginning, said before anything is switched anywhere."""
     records = Records(args.store)
     refuse_frozen(records)
@@ -66,7 +66,22 @@ def check(args):
     check_before(
         records, Service(args.stack, args.override, args.project, args.service), args.release, candidate_of(args)
     )
+    goldens_of(args.store, args.release, asked.get("probe"))
     return {}
+
+
+def goldens_of(store, release_id, asked):
+    """What the probe asks and compares with; without any, a service that embeds wrongly would be confirmed."""
+    path = os.path.join(store, "state", release_id, "goldens.json")
+    try:
+        found = json.loads(read(path) or "{}")
+        there = any(entry["queries"] for entry in found.get("classes", {}).values())
+    except (ValueError, AttributeError, TypeError, LookupError):
+        found, there = {}, False
+    if asked and not there:
+        mend = "deploy.py, which brings them; where smoke_command embeds nothing, no setting probe"
+        raise Refused(path, "holds nothing that the probe could ask", "the release's goldens", "none", mend)
+    return found
 
 
 def check_before(records, service, release_id, candidate):
@@ -79,6 +94,11 @@ def check_before(records, service, release_id, candidate):
     in_place = read(service.override)
     if in_place is not None and not in_place.startswith(MARKER):
         raise Refused(service.override, "is not ours", MARKER, in_place[:40], "move what it says into the stack's file")
+    if os.path.islink(service.override):
+        found = f"a link to {os.readlink(service.override)}"
+        raise Refused(service.override, "is a link, and would become a file", "a file or nothing", found, "remove it")
+    write(f"{service.override}.try", "")  # a read-only directory says so now, and not half-way
+    remove(f"{service.override}.try")
     files = service.files(candidate)
     done = docker("compose", "-p", service.project, "--project-directory", service.stack, *files, "config", "-q")
     if done.returncode:
@@ -119,6 +139,7 @@ def activate(args, ask, tell):
     signed.check(args.store, args.release, args.signers)
     candidate = candidate_of(args)
     check_before(records, service, args.release, candidate)
+    goldens = goldens_of(args.store, args.release, ask.get("probe"))
     old, was, in_place = records.current(), service.container(), read(service.override)
     intent = {"from": old, "to": args.release, "who": ask.get("who"), "why": ask.get("why"), "within": args.within}
     intent |= {key: getattr(args, key) for key in ("stack", "override", "project", "service")}
@@ -144,7 +165,6 @@ def activate(args, ask, tell):
             "check", to=args.release, container=found["Id"], switch_seconds=round(time.monotonic() - down, 2)
         )
         service.check_inside(found, args.store, args.release, ask.get("expect_env") or {})
-        goldens = json.loads(read(os.path.join(args.store, "state", args.release, "goldens.json")) or "{}")
         embedded = probe(ask.get("probe"), goldens)
         records.journal("soak", seconds=args.soak)
         service.soak(found, args.soak)
@@ -204,7 +224,11 @@ def finish(records, intent, answer):
         command("readmit", intent.get("readmit"))
     except Refused as no:
         records.tell("not readmitted", **no.error)
+        with contextlib.suppress(OSError):
+            write(records.away, json.dumps({"why": str(no)}))
         answer = {**answer, "ok": False, "state": f"{answer['state']}, not readmitted", "error": no.error}
+    else:
+        remove(records.away)
     remove(records.pending)
     if answer["state"].startswith("active"):
         remove(records.recreate)
@@ -222,7 +246,7 @@ def revert(records, intent):
             break
         except Exception as error:
             answers = engine_answers()
-            tries += answers
+            tries += answers and "address already in use" not in str(error)  # whoever has the port may let it go
             if time.monotonic() < until and (not answers or tries < REVERTS):
                 if answers:
                     anew = ghost(str(error)) and restart_engine()
@@ -243,10 +267,10 @@ def put_back(records, service, intent, within, anew):
         write(os.path.join(records.store, "current"), f"{intent['from']}\n")
     elif not intent["from"]:
         remove(os.path.join(records.store, "current"))
-    if intent["had_override"]:
-        write(service.override, read(records.before))
-    else:
+    if not intent["had_override"]:
         remove(service.override)
+    elif read(service.override) != read(records.before):
+        write(service.override, read(records.before))
     if anew:
         service.clear()
     if intent["was_running"]:
@@ -379,7 +403,7 @@ def run(args):
     if args.verb == "activate":
         return detached(args, json.load(sys.stdin))
     if args.verb == "check":
-        return check(args)
+        return check(args, json.load(sys.stdin))
     if args.verb == "confirm":
         return confirmed(args)
     until = time.monotonic() + args.within

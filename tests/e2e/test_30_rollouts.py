@@ -218,6 +218,17 @@ def test_drain_and_readmit_run_around_the_switch(settled):
     assert "code 7" in failing.host(CANARY)["why"] and failing.host(CANARY)["state"] == "withdrawn"
 
 
+def test_a_host_that_was_not_readmitted_is_told_and_readmitted_by_the_next_deploy(settled):
+    words = ("deploy.py", "--limit", CANARY, "--data", 'environment={"X": "2"}')
+    run = fleet(*words, "--data", "readmit=exit 3")
+    assert run.code == 1 and run.host(CANARY)["state"] == "active, not readmitted"
+    status = fleet("tasks/status.py")
+    assert status.code == 1 and "was not readmitted" in status.host(CANARY)["why"]
+    again = fleet(*words, "--data", "readmit=touch /tmp/back")
+    assert again.code == 0 and again.host(CANARY)["state"] == "active", again.said[-2000:]
+    assert on(CANARY, "rm -v /tmp/back") and fleet("tasks/status.py").code == 0
+
+
 def test_a_slow_drain_costs_the_service_none_of_its_time_and_what_it_leaves_running_holds_nothing_up(settled):
     lock_version(settled.next)
     drained = {"drain": "sleep 600 & sleep 15", "health_deadline": 15}

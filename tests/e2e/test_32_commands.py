@@ -103,6 +103,8 @@ def test_a_run_that_is_for_no_gpu_host_is_no_success(settled):
     for task in ("rollback", "status", "verify"):
         run = fleet(f"tasks/{task}.py", "--limit", BASTION)
         assert run.code == 1 and "none is meant" in run.said
+    misspelt = fleet("tasks/status.py", "--limit", CANARY, "--limit", "lab-gpu9")
+    assert misspelt.code == 1 and "lab-gpu9 matches no host" in misspelt.said
 
 
 # -------------------------------------------------------------------------------------------------------------- leases
@@ -170,7 +172,7 @@ def test_status_changes_nothing_and_tells_what_runs(settled):
 DRIFT = {
     "the override beside the stack is not the release's": "echo '# mine' >> /srv/light/docker-compose.override.yml",
     "the service is exited": "docker stop -t 1 light-backend-1",
-    "blobs are missing": f"rm $(ls {STORE}/blobs/* | head -1)",
+    "of its blobs missing": f"rm $(ls {STORE}/blobs/* | head -1)",
     "another environment: HF_HUB_OFFLINE": "cd /srv/light && sed -i 's/HF_HUB_OFFLINE: .1./HF_HUB_OFFLINE: \"0\"/' "
     "docker-compose.override.yml && docker compose up -d --pull never 2>&1",
 }
@@ -199,6 +201,13 @@ def test_a_deploy_brings_back_what_a_host_has_lost(settled):
     assert deploy().report["verdict"] == "ok"
     assert {row["state"] for row in deploy().report["hosts"].values()} == {"proven", "unchanged"}
     assert fleet("tasks/status.py").code == 0 and [container(name) for name in HOSTS] == ids
+
+
+def test_no_service_is_confirmed_whose_host_has_lost_the_goldens(settled):
+    on(CANARY, f"rm {STORE}/state/{settled.release}/goldens.json")
+    run = fleet("deploy.py", "--data", 'environment={"FAULT": "wrong"}')
+    assert run.code == 1 and "otherwise than the goldens" in run.host(CANARY)["why"], run.said[-2000:]
+    assert {run.host(name)["state"] for name in OTHERS} == {"held"}
 
 
 def test_verify_names_a_flipped_byte(settled):

@@ -25,6 +25,11 @@ def test_a_limit_that_matches_no_host_is_no_success(task):
     assert code == 1 and f"{task}: was not run for any host" in text
 
 
+def test_an_inventory_that_is_misspelt_is_no_host_to_connect_to():
+    code, text = said("-y", "inventories/prodd.py", "deploy.py")
+    assert code == 1 and "there is no such inventory" in text and "inventories/prod.py" in text
+
+
 def test_what_is_not_ours_is_left_alone():
     assert said("inventories/prod.py", "debug-inventory")[0] == 0
 

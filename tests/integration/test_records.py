@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import json
 import os
 import time
 
+import lease
 import look
 import pytest
 import records
@@ -107,3 +110,31 @@ def test_a_switch_that_was_killed_after_its_confirmation_is_recovered_forward(st
     assert switch.recover(host) == ("active" if confirmed else "withdrawn")
     settings = (store / "state/one/compose.confirmed.yaml").read_text()
     assert settings == ("new settings" if confirmed else "old settings")
+
+
+GOLDENS = '{"classes": {"cpu": {"queries": ["one"], "vectors": {}}}}'
+
+
+@pytest.mark.parametrize(
+    "text", [*NO_RECORD, None, '{"classes": {}}', '{"classes": {"cpu": {"queries": []}}}', GOLDENS[:9]]
+)
+def test_a_probe_that_could_ask_nothing_is_refused_before_anything_is_switched(store, text):
+    path = store / "state/one/goldens.json"
+    path.write_text(GOLDENS)
+    assert switch.goldens_of(str(store), "one", {"url": "x"}) == json.loads(GOLDENS)
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(Refused, match=r"goldens\.json"):
+        switch.goldens_of(str(store), "one", {"url": "x"})
+    switch.goldens_of(str(store), "one", None)  # no probe, nothing to be asked
+
+
+@pytest.mark.parametrize("text", [*NO_RECORD, None])
+def test_a_lease_whose_note_is_gone_is_still_held(store, text):
+    if text is not None:
+        (store / "lease.json").write_text(text)
+    assert look.lease(str(store)) is None
+    with open(store / ".lease.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert look.lease(str(store)) == {}
+        with pytest.raises(Refused, match="has another lease"):
+            lease.unlock(argparse.Namespace(store=str(store), id="x1", who="w"))

@@ -71,3 +71,26 @@ def test_a_lock_whose_question_is_no_question_is_refused(document, values, tmp_p
     (tmp_path / "lab.json").write_text(release.write({**document, "asked": 5}))
     with pytest.raises(release.Refused, match="asked"):
         locks.read_lock(settings.check([("x", values)]), "inventories/lab.py")
+
+
+WHOLE = {"queries": ["q"], "vectors": {"query0": {"shape": [1, 2], "f16": "AAAAAA=="}}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "good"),
+    [
+        (WHOLE, True),
+        ({**WHOLE, "queries": []}, False),
+        ({**WHOLE, "queries": ["q", "another"]}, False),
+        ({**WHOLE, "queries": "q" * 2}, False),
+        ({**WHOLE, "vectors": "x"}, False),
+        ({**WHOLE, "vectors": {"query0": {"shape": [-1, -2], "f16": "AAAAAA=="}}}, False),
+        ({**WHOLE, "vectors": {"query0": {"shape": [2, 2], "f16": "AAAAAA=="}}}, False),
+        ({**WHOLE, "vectors": {"query0": {"shape": [1, 2], "f16": "AAAA"}}}, False),
+        ({**WHOLE, "vectors": {"query0": {"shape": [0, 2], "f16": ""}}}, False),
+        ({"vectors": {}}, False),
+        ([], False),
+    ],
+)
+def test_goldens_are_whole(entry, good):
+    assert locks.sound(entry) is good

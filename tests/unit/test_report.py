@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import pytest
@@ -16,6 +17,9 @@ class State:
 
     def __init__(self, *names):
         self.failed_hosts, self.activated_hosts, self.callback_handlers, self.inventory = set(), list(names), [], self
+
+    def add_callback_handler(self, handler):
+        pass
 
     def get_host(self, name):
         return name
@@ -64,6 +68,27 @@ def test_no_run_begins_whose_report_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "FOLDER", tmp_path / "reports")
     with pytest.raises(PyinfraError, match="cannot be written"):
         report.install(State(), {}, None)
+
+
+def test_a_closed_terminal_is_an_end_as_ctrl_c_is_unless_nohup_says_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in ends}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        report.install(State(), {}, None)
+        assert all(signal.getsignal(number).__name__ == "end" for number in ends)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        report.install(State(), {}, None)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_nothing_that_a_host_says_steers_a_terminal(told):
+    said = told({"a": {"state": "drifted", "release": "\033[31mx", "why": "is frozen: \033]0;title\007"}})[1]
+    assert "\033[31mx" not in said and "\033]0" not in said and "is frozen: ?]0;title?" in said
 
 
 def test_what_to_run_next_can_be_pasted(told):

@@ -33,6 +33,8 @@ def served(lock, wanted):
         "states": {lock.id: about},
         "lease": None,
         "pending": None,
+        "away": None,
+        "switching": False,
         "recreate": False,
         "since": "then",
     }
@@ -55,7 +57,7 @@ def test_what_is_in_order_does_not_drift(served, wanted):
 
 def test_each_drift_is_named(served, wanted, lock):
     for change, said in (
-        (lambda s: s["store"]["blobs"].popitem(), "1 blobs are missing"),
+        (lambda s: s["store"]["blobs"].popitem(), "1 of its blobs missing"),
         (lambda s: s["stack"]["overrides"].update({"o.yml": "x"}), "override beside the stack"),
         (lambda s: s.update(container=None), "no container"),
         (lambda s: s["container"].update(state="exited", health=None), "the service is exited"),
@@ -64,6 +66,8 @@ def test_each_drift_is_named(served, wanted, lock):
         (lambda s: s["container"]["process"].update(HF_HUB_OFFLINE="0"), "another environment: HF_HUB_OFFLINE"),
         (lambda s: s["store"].update(frozen={"why": "x"}), "is frozen"),
         (lambda s: s["store"].update(locks={}), "missing or not readable"),
+        (lambda s: s["store"]["states"][lock.id].update(verified=None), "not as they were proven"),
+        (lambda s: s["store"].update(away={"why": "x"}), "was not readmitted: x"),
         (lambda s: s.update(signers=[["/x", 0, 0o100644]]), "what serves here has none"),
     ):
         seen = copy.deepcopy(served)
@@ -109,8 +113,8 @@ def test_a_host_that_lacks_the_signatures_in_git_is_staged_again(served, wanted,
     served["docker"]["images"] = {lock.image.tag: lock.image.ids[0]}
     text = compose.override(lock, wanted, TOOL, True)
     served["store"]["states"][lock.id]["signed"] = kept
-    assert standing.staged(served, lock, text, in_git) is staged
-    assert standing.as_asked(served, wanted, lock, text, in_git, now=1) is staged
+    assert standing.staged(served, lock, text, in_git, None) is staged
+    assert standing.as_asked(served, wanted, lock, text, in_git, None, now=1) is staged
 
 
 def test_a_signed_release_does_not_drift_where_signatures_are_asked_for(served, wanted, lock):
@@ -176,3 +180,23 @@ def test_one_wave_for_all_who_are_behind_mixes_nothing():
     )
     assert not standing.together([["a"], ["b", "c", "d"]], {"a": "old", "b": "new", "c": "new", "d": "old"}, "new")
     assert not standing.together([["a"], ["b", "c"]], {**fleet, "a": "new"}, "new"), "a host that is not in the plan"
+
+
+def test_a_host_whose_goldens_are_not_those_of_git_is_staged_again(served, wanted, lock):
+    text, in_git = served["store"]["states"][lock.id]["override"], {"lock": None, "goldens": None}
+    served["docker"]["images"] = {lock.tag: lock.image.ids[0]}
+    for kept, staged in (("ours", True), ("others", False), (None, False)):
+        served["store"]["states"][lock.id]["goldens"] = kept
+        assert standing.staged(served, lock, text, in_git, "ours") is staged
+    assert standing.staged(served, lock, text, in_git, None), "none are made yet"
+
+
+def test_a_host_that_was_not_readmitted_is_not_done(served, wanted, lock):
+    text = served["store"]["states"][lock.id]["override"]
+    assert standing.active(served, wanted, lock, text)
+    served["store"]["away"] = {"why": "x"}
+    assert not standing.active(served, wanted, lock, text)
+
+
+def test_a_lease_without_its_note_is_a_lease():
+    assert "lease.json is gone" in standing.leased({})

@@ -44,8 +44,10 @@ def status(settings: Settings):
     current = seen["store"]["current"]
     report.record(host.name, release=current, **standing.proof(seen, current))
     pending, lease = seen["store"]["pending"], seen["store"]["lease"]
-    if pending and lease and not seen["store"]["frozen"]:
-        why = f"to {str(pending.get('to'))[:12]}, by lease {lease.get('id')} of {lease.get('who')}"
+    if pending and (lease is not None or seen["store"]["switching"]) and not seen["store"]["frozen"]:
+        alone = "its controller is gone, so it goes back by itself"
+        by = alone if lease is None else f"by lease {standing.leased(lease)}"
+        why = f"to {str(pending.get('to'))[:12]}, {by}"
         report.record(host.name, state="switching", why=why)
         host.noop("switching")
         return

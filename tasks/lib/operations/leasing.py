@@ -52,7 +52,7 @@ def lease(settings: Settings, release: str, why: str, needed: Any = lambda: True
 def unlock(settings: Settings):
     """End the lease that the operator names; journaled on the host."""
     seen = report.RESULTS[host.name]["seen"]
-    if seen and not seen["store"]["lease"]:
+    if seen and seen["store"]["lease"] is None:
         report.record(host.name, state="unlocked", why="nobody holds it")
         host.noop("nobody holds this host")
         return

@@ -12,7 +12,7 @@ from pyinfra import host, logger, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fitness, fleet, locks, report, standing
-from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, service, tool_path
+from tasks.lib.calls import broken, call, can_switch, ensure_tool, expect, fail, guarded, put, tool_path
 from tasks.lib.display import Pushes
 from tasks.lib.operations import signing
 from tasks.lib.release import Lock, Refused, blobs
@@ -32,7 +32,7 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
     report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
     golden = goldens.has(lock)
     text = compose.override(lock, settings, tool_path(settings), golden)
-    whole = standing.staged(seen, lock, text, locks.signatures(settings, golden))
+    whole = standing.staged(seen, lock, text, locks.signatures(settings, golden), goldens.digest(lock))
     old = standing.unproven(seen, settings, lock, text, fleet.now())
     if whole and not old and not settings.verify and golden:
         about = seen["store"]["states"][lock.id]
@@ -74,7 +74,7 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
     if not smoke_host(target, lock, settings, goldens):
         return False
     # What its switch would refuse at the beginning stops the rollout here, before any host is switched.
-    expect(call(target, "switch", "check", release=lock.id, **service(target, settings)))
+    expect(can_switch(target, settings, lock))
     if again and (damaged or checked["wrong"]):
         after = expect(call(target, "store", "verify", document=document, deadline=3600))
         if bad := broken(after):
@@ -101,6 +101,8 @@ def smoke_host(target: Any, lock: Lock, settings: Settings, goldens: Any) -> boo
         raise Refused(target.name, "cannot write the override", next=f"look at {folder}")
     if not golden:
         accept = f"tasks/lock.py --data accept_goldens_from={target.name}"
+        if not state.is_host_in_limit(fleet.bastion()):
+            accept = f"the same with --limit {fleet.bastion().name} too, which proves the release and makes them"
         why = f"passed its smoke test, but there are no goldens to compare with. Next: {accept}"
         return fail(target, why, "not proven")
     report.record(target.name, staged=True, state="ready")

@@ -10,7 +10,7 @@ from pyinfra import host, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
-from tasks.lib.calls import broken, call, ensure_tool, expect, fail, guarded, put, service, tool_path
+from tasks.lib.calls import broken, call, can_switch, ensure_tool, expect, fail, guarded, probe, put, service, tool_path
 from tasks.lib.release import Lock, Refused, contents, say, space
 from tasks.lib.settings import Settings
 
@@ -81,7 +81,7 @@ def check_target(settings: Settings):
             raise Refused(host.name, what, "every blob as locked", "; ".join(wrong[:5]), mend)
         expect(call(host, "engine", "load", document=document, deadline=3600))
         bring_back(host, settings, lock, text)
-        expect(call(host, "switch", "check", release=lock.id, **service(host, settings)))
+        expect(can_switch(host, settings, lock))
         report.record(host.name, **{**standing.proof(seen, lock.id), "verified": found["verified"]})
         report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id)
         report.record(host.name, to_space=space(lock), contents=contents(lock))
@@ -156,7 +156,7 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     document = {
         "who": report.who(),
         "why": why,
-        "probe": settings.probe.model_dump() if settings.probe else None,
+        "probe": probe(settings),
         "expect_env": compose.environment_of(override, settings.service),
         "drain": settings.drain,
         "readmit": settings.readmit,
