@@ -14,6 +14,11 @@ from tasks.lib.operations import checking, locking
 settings = run.open_run()
 if settings.source == "bundle" and not settings.accept_goldens_from:
     raise PyinfraError(f"no Hub here: the lock is the bundle's. Next: cp lock.json {locks.lock_path(settings)}")
+if settings.accept_goldens_from and settings.accept_goldens_from not in run.roles():
+    there = ", ".join(run.roles())
+    raise PyinfraError(
+        f"accept_goldens_from={settings.accept_goldens_from}: no host of this run; expected one of {there}"
+    )
 bastion = fleet.bastion().name
 report.install(
     state, {settings.accept_goldens_from or bastion: "gpu" if settings.accept_goldens_from else "bastion"}, None

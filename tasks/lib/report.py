@@ -41,11 +41,11 @@ from tasks.lib.fitness import size
 FORMAT = 2
 FOLDER = Path("reports")
 GOOD = (
-    *("active", "ready", "unchanged", "proven", "fit", "would change", "locked", "as locked", "same"),
+    *("active", "ready", "unchanged", "proven", "fit", "would change", "would hash", "locked", "as locked", "same"),
     *("out of service", "in order", "switching", "empty", "intact", "pruned", "unlocked", "written"),
 )
 # Where a run may be on its way to something else: good news only if it came to its end.
-ON_THE_WAY = ("fit", "ready", "would change")
+ON_THE_WAY = ("fit", "ready", "would change", "would hash")
 FIELDS = (
     *(
         "release",

@@ -61,6 +61,8 @@ def test_the_page_tells_it_all():
 def test_what_failed_stands_at_the_top_and_what_it_would_cost_only_where_it_worked():
     words = page.html(DOCUMENT, report.GOOD)
     assert words.index("b: withdrawn: it") < words.index("Plan and actual") and "7.0 MB" not in words
+    once = page.html({**DOCUMENT, "hosts": {"b": row("withdrawn", "withdrawn: a failed")}}, report.GOOD)
+    assert "b: withdrawn: a failed" in once and "withdrawn: withdrawn" not in once
     good = page.html({**DOCUMENT, "verdict": "ok", "hosts": {"a": row()}}, report.GOOD)
     assert "7.0 MB" in good and "12.0 kB" in good
 
