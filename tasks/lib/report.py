@@ -392,5 +392,5 @@ def install(
         os._exit(128 + number)
 
     for number in ends:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, end)

@@ -278,6 +278,25 @@ def sizes(directory):
         return None
 
 
+def lost(root):
+    """Files that a release's cache lacks, or has in another size, by its own lock; [] where that names none to look for.
+
+    Blobs are hard links: what the store has under blobs/ may be gone from what the service has mounted.
+    """
+    lock, found = record(read(os.path.join(root, "lock.json"))) or {}, []
+    try:
+        for model in lock["models"] if lock["serve"].get("delivery") != "online" else []:
+            top = os.path.join(root, "hub", "models--" + model["repo"].replace("/", "--"))
+            wanted = {os.path.join("snapshots", model["commit"], n): f["size"] for n, f in model["files"].items()}
+            for name, size in {**wanted, "refs/main": len(model["commit"])}.items():
+                path = os.path.join(top, name)
+                if not os.path.isfile(path) or os.path.getsize(path) != size:
+                    found.append(f"{model['repo']}/{name}")
+    except (KeyError, TypeError, AttributeError):
+        return []  # a lock that nobody can read is told as that
+    return sorted(found)
+
+
 def bundle(path):
     """The directory of a bundle: its filesystem, its parts' sizes, and which release bundle.json, written last, names."""
     about = record(read(os.path.join(path, "bundle.json"))) or {}
@@ -305,8 +324,10 @@ def store(path):
                 "signed": signatures(texts["signed.json"]),
                 "goldens": digest(os.path.join(folder, "goldens.json")),
             }
+    current = (read(os.path.join(path, "current")) or "").strip() or None
     return {
         "blobs": sizes(os.path.join(path, "blobs")),
+        "lost": lost(os.path.join(releases, current)) if current in (built or []) else [],
         "incoming": sizes(os.path.join(path, "incoming")),
         "fetching": sizes(os.path.join(path, "fetch")),
         "releases": built,
@@ -318,7 +339,7 @@ def store(path):
         "away": mark(os.path.join(states, "not-readmitted")),
         "switching": held(os.path.join(path, ".switch.lock")),
         "since": since(path),
-        "current": (read(os.path.join(path, "current")) or "").strip() or None,
+        "current": current,
         "previous": (read(os.path.join(path, "previous")) or "").strip() or None,
         "frozen": mark(os.path.join(states, "frozen")),
         "tools": tools(os.path.join(path, "tool")),

@@ -8,6 +8,7 @@ import shutil
 import stat
 
 import layout
+import look
 import pytest
 import release
 import store
@@ -180,3 +181,19 @@ def test_admit_makes_the_folder_of_a_releases_state_again(host, document, lock, 
     shutil.rmtree(host.store / "state" / lock.id)
     admit(host, document)
     assert (host.store / "state" / lock.id).is_dir()
+
+
+def test_a_look_names_what_is_gone_from_a_release_though_its_blobs_are_there(host, document, lock, contents):
+    admit(fill(host, contents), document)
+    (host.store / "current").write_text(f"{lock.id}\n")
+    assert look.store(str(host.store))["lost"] == []
+    model = lock.models[1]
+    top = host.store / "releases" / lock.id / "hub" / model.folder
+    (top / "blobs" / model.files["model.safetensors"].etag).unlink()
+    (top / "refs/main").chmod(0o644)
+    (top / "refs/main").write_text("b")
+    assert look.store(str(host.store))["lost"] == [
+        f"{model.repo}/refs/main",
+        f"{model.repo}/snapshots/{model.commit}/model.safetensors",
+    ]
+    assert set(release.blobs(lock)) <= set(look.store(str(host.store))["blobs"])

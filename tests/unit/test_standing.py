@@ -34,6 +34,7 @@ def served(lock, wanted):
         "lease": None,
         "pending": None,
         "away": None,
+        "lost": [],
         "switching": False,
         "recreate": False,
         "since": "then",
@@ -68,6 +69,7 @@ def test_each_drift_is_named(served, wanted, lock):
         (lambda s: s["store"].update(locks={}), "missing or not readable"),
         (lambda s: s["store"]["states"][lock.id].update(verified=None), "not as they were proven"),
         (lambda s: s["store"].update(away={"why": "x"}), "was not readmitted: x"),
+        (lambda s: s["store"].update(lost=["a/b"]), "1 files of what it mounts are gone or cut: a/b"),
         (lambda s: s.update(signers=[["/x", 0, 0o100644]]), "what serves here has none"),
     ):
         seen = copy.deepcopy(served)
@@ -189,6 +191,14 @@ def test_a_host_whose_goldens_are_not_those_of_git_is_staged_again(served, wante
         served["store"]["states"][lock.id]["goldens"] = kept
         assert standing.staged(served, lock, text, in_git, "ours") is staged
     assert standing.staged(served, lock, text, in_git, None), "none are made yet"
+
+
+def test_a_host_whose_mounted_files_are_gone_is_staged_again(served, wanted, lock):
+    served["docker"]["images"] = {lock.tag: lock.image.ids[0]}
+    text, in_git = served["store"]["states"][lock.id]["override"], {"lock": None, "goldens": None}
+    assert standing.staged(served, lock, text, in_git, None)
+    served["store"]["lost"] = ["a/b"]
+    assert not standing.staged(served, lock, text, in_git, None)
 
 
 def test_a_host_that_was_not_readmitted_is_not_done(served, wanted, lock):
