@@ -132,7 +132,8 @@ class Settings(Strict):
 
     push_parallel: Size = Field(6, description="hosts that receive at once")
     push_user: Name = Field(
-        "hfpush", description="the user on each host that can write below `incoming/` and nothing else"
+        "hfpush",
+        description="the user on each host that can write below `incoming/` and nothing else; two stores on one host need two",
     )
     push_address: str | None = Field(None, description="the host's address as the bastion sees it, if another")
     push_port: Annotated[int, Field(gt=0, lt=65536)] | None = Field(None, description="its ssh port there, if another")

@@ -46,7 +46,7 @@ def status(settings: Settings):
     pending, lease = seen["store"]["pending"], seen["store"]["lease"]
     if pending and (lease is not None or seen["store"]["switching"]) and not seen["store"]["frozen"]:
         alone = "its controller is gone, so it goes back by itself"
-        by = alone if lease is None else f"by lease {standing.leased(lease)}"
+        by = alone if lease is None else f"by lease {standing.leased(lease).partition(',')[0]}"
         why = f"to {str(pending.get('to'))[:12]}, {by}"
         report.record(host.name, state="switching", why=why)
         host.noop("switching")
@@ -56,9 +56,8 @@ def status(settings: Settings):
         what = f"a switch to {str(to)[:12]} is pending; the next run, or a reboot, ends it"
         found.append(what if to else str(pending.get("why")))
     strange = mixed()
-    if strange and not any(
-        (report.RESULTS[each.name].get("seen") or {}).get("store", {}).get("lease") for each in fleet.targets()
-    ):
+    looks = (report.RESULTS[each.name].get("seen") or {} for each in fleet.targets())
+    if strange and all(each.get("store", {}).get("lease") is None for each in looks):
         found.append(strange)
     state_word = "drifted" if found else "in order" if current else "empty"
     report.record(host.name, state=state_word, why="; ".join(found))
