@@ -330,7 +330,9 @@ def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = 
             console.print(f"{escape(name)}: {escape(row['why'])}", soft_wrap=True)
     for name in failed:
         console.print(f"[bold red]{escape(name)}: {escape(document['hosts'][name]['why'])}[/]", soft_wrap=True)
-    for line in about_spaces(document["hosts"]) + (about_leases(document["hosts"]) if columns is STATUS else []):
+    hosts = document["hosts"]
+    more = about_releases(hosts) + about_leases(hosts) if columns is STATUS else []
+    for line in about_spaces(hosts) + more:
         console.print(escape(line), soft_wrap=True)
     good = len(document["hosts"]) - len(failed)
     console.print(f"{good} of {len(document['hosts'])} as asked, in {document['seconds']} s; {where}")
@@ -346,6 +348,13 @@ def about_spaces(hosts: dict[str, dict[str, Any]]) -> list[str]:
         for (old, new), count in sorted(moves.items())
         if old not in (None, "none", new)
     ]
+
+
+def about_releases(hosts: dict[str, dict[str, Any]]) -> list[str]:
+    """A line where the hosts do not all serve the same: each may be in order, and the fleet half-way."""
+    serving = Counter((row["release"] or "none")[:12] for row in hosts.values() if row["state"] != "out of service")
+    words = ", ".join(f"{name} on {count}" for name, count in serving.most_common())
+    return [f"not one release: {words}"] if len(serving) > 1 else []
 
 
 def about_leases(hosts: dict[str, dict[str, Any]]) -> list[str]:

@@ -107,7 +107,7 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
         "since": store["since"],
         "space": space_of(seen),
         "from_space": space_of(seen),
-        "container": condition(container) if container else None,
+        "container": condition(container) + _restarts(container) if container else None,
         "gpu": f"{len(seen['gpus'])} x {gpu['name']}, driver {gpu['driver']}" if gpu else None,
         "disk_free_bytes": seen["store_filesystem"]["free_bytes"],
         "lease": None if lease is None else leased(lease),
@@ -124,6 +124,12 @@ def condition(container: Seen) -> str:
     """A stopped container keeps its last health; what it is now is what counts."""
     running = container["state"] == "running"
     return str((container["health"] if running else None) or container["state"])
+
+
+def _restarts(container: Seen) -> str:
+    """Between two deaths a service that crashes in a loop is healthy."""
+    count = container.get("restarts") or 0
+    return f", {count} restart{'s' * (count != 1)}" if count else ""
 
 
 def proof(seen: Seen, release_id: str | None) -> dict[str, Any]:

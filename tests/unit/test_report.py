@@ -105,6 +105,13 @@ def test_a_change_of_the_embedding_space_is_told_once_for_all_hosts(told):
     assert told(known)[1].count("embedding space: old -> new on 2 hosts;") == 1
 
 
+def test_a_fleet_on_two_releases_is_told_though_each_host_is_in_order(told):
+    known = {name: {"state": "in order", "release": "a" * 64} for name in "abc"}
+    assert "not one release" not in told(known)[1]
+    away = {"x": {"state": "out of service", "release": None}, "d": {"state": "empty"}}
+    assert f"not one release: {'a' * 12} on 3, none on 1" in told({**known, **away})[1]
+
+
 def test_a_lease_is_told_once_for_all_hosts_that_it_holds(told):
     known = {name: {"state": "in order", "lease": f"x1 of eve, deploy since {name}"} for name in "ab"}
     assert "held by lease x1 of eve, deploy since a: a, b" in told({**known, "c": {"state": "in order"}})[1]

@@ -210,3 +210,10 @@ def test_a_host_that_was_not_readmitted_is_not_done(served, wanted, lock):
 
 def test_a_lease_without_its_note_is_a_lease():
     assert "lease.json is gone" in standing.leased({})
+
+
+def test_a_service_that_crashes_in_a_loop_does_not_look_as_if_nothing_were(served, wanted):
+    served |= {"gpus": None, "store_filesystem": {"free_bytes": 1}}
+    assert standing.told(served, wanted)["container"] == "healthy"
+    served["container"]["restarts"] = 8
+    assert standing.told(served, wanted)["container"] == "healthy, 8 restarts"

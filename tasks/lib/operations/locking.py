@@ -63,7 +63,8 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
     news = moved(old, new) if old else []
     keep = old is not None and old["asked"] == wanted and not settings.update
     for line in news:
-        logger.info(f"    moved upstream: {line}" + ("; the lock stays. Next: --data update=true" if keep else ""))
+        stays = report.pasteable("; the lock stays. Next: tasks/lock.py --data update=true") if keep else ""
+        logger.info(f"    moved upstream: {line}{stays}")
     if dry:
         state_word = "would change" if (news and not keep) or not old else "as locked"
         report.record(target.name, state=state_word, why="; ".join(news))
