@@ -153,6 +153,7 @@ def in_service() -> list[str]:
 
 def changes(lock: Lock, goldens: Any) -> bool:
     """Whether a deploy of `lock` would change anything on any host, as far as the looks at them tell."""
+    digest = goldens.digest(lock)
     for each in fleet.targets():
         known = report.RESULTS[each.name]
         settings, seen = known["settings"], known.get("seen")
@@ -160,8 +161,8 @@ def changes(lock: Lock, goldens: Any) -> bool:
         if (
             not seen
             or seen["store"]["lease"] is not None
-            or not goldens.has(lock)
-            or not standing.as_asked(seen, settings, lock, text, signatures, goldens.digest(lock), fleet.now())
+            or digest is None
+            or not standing.as_asked(seen, settings, lock, text, signatures, digest, fleet.now())
         ):
             return True
     return False

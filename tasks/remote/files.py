@@ -54,6 +54,15 @@ def read(path):
         return None
 
 
+def noted(path):
+    """The JSON object in a record of ours; {} without one, or where what is there is none."""
+    try:
+        found = json.loads(read(path) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def remove(path):
     if os.path.lexists(path):
         os.unlink(path)

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 
-from files import answered, held, locked, now, read, remove, write
+from files import answered, held, locked, noted, now, read, remove, write
 from records import Records
 from release import Refused
 
@@ -32,15 +32,6 @@ def show(store):
     """Whose lease it is, or None; a note without its holder is none."""
     lock, note = paths(store)
     return noted(note) if held(lock) else None
-
-
-def noted(path):
-    """What a holder wrote about itself; {} where that is gone or mangled."""
-    try:
-        found = json.loads(read(path) or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def described(lease):

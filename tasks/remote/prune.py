@@ -19,7 +19,7 @@ import sys
 import bake
 import release
 import volume
-from files import answered, locked, read
+from files import answered, locked, noted, read
 from records import Records
 from release import Refused
 
@@ -84,10 +84,8 @@ def lines(path):
 
 def order(store, name):
     """When a release was proven here last, in seconds since the epoch."""
-    try:
-        return float(json.loads(read(os.path.join(store, "state", name, "verified-at")) or "{}").get("epoch", 0))
-    except (ValueError, AttributeError, TypeError):
-        return 0.0  # no record of ours: as if it had not been proven
+    epoch = noted(os.path.join(store, "state", name, "verified-at")).get("epoch")
+    return epoch if isinstance(epoch, (int, float)) else 0  # no record of ours: as if it had not been proven
 
 
 def plan(store, keep, asked):

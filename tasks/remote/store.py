@@ -23,7 +23,7 @@ import layout
 import release
 import signed
 import volume
-from files import answered, digests, keep, locked, now, read, remove, sync, write
+from files import answered, digests, keep, locked, noted, now, read, remove, sync, write
 from release import Refused
 from trees import differences
 
@@ -223,8 +223,7 @@ def stamp(store, release_id, how):
 
 def proven(store, release_id):
     """When every byte of the release was hashed here last (UTC, ISO), or None."""
-    text = read(os.path.join(store, "state", release_id, "verified-at"))
-    return json.loads(text)["at"] if text else None
+    return noted(os.path.join(store, "state", release_id, "verified-at")).get("at")
 
 
 def verify(store, lock, percent=100):

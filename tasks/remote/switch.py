@@ -27,7 +27,7 @@ import sys
 import time
 
 import signed
-from files import answered, held, locked, now, read, remove, write
+from files import answered, held, locked, noted, now, read, remove, write
 from probe import probe
 from records import Records
 from release import SIGNERS, Refused
@@ -373,7 +373,7 @@ def confirmed(args):
     until = time.monotonic() + args.within
     while True:
         alive = held(switching(args.store)) and time.monotonic() < until
-        outcome = json.loads(read(records.outcome) or "{}")
+        outcome = noted(records.outcome)
         if outcome.get("token") == args.token:
             return outcome
         if not alive:

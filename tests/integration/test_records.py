@@ -10,8 +10,10 @@ import time
 
 import lease
 import look
+import prune
 import pytest
 import records
+import store as proving
 import switch
 from release import Refused
 
@@ -138,3 +140,9 @@ def test_a_lease_whose_note_is_gone_is_still_held(store, text):
         assert look.lease(str(store)) == {}
         with pytest.raises(Refused, match="has another lease"):
             lease.unlock(argparse.Namespace(store=str(store), id="x1", who="w"))
+
+
+@pytest.mark.parametrize("text", [*NO_RECORD, '{"epoch": "x"}'])
+def test_a_mangled_word_of_when_it_was_proven_is_none(store, text):
+    (store / "state/one/verified-at").write_text(text)
+    assert proving.proven(str(store), "one") is None and prune.order(str(store), "one") == 0

@@ -30,9 +30,10 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
         return
     need, total = fitness.lacking(seen, lock), sum(blobs(lock).values())
     report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
-    golden = goldens.has(lock)
+    digest = goldens.digest(lock)
+    golden = digest is not None
     text = compose.override(lock, settings, tool_path(settings), golden)
-    whole = standing.staged(seen, lock, text, locks.signatures(settings, golden), goldens.digest(lock))
+    whole = standing.staged(seen, lock, text, locks.signatures(settings, golden), digest)
     old = standing.unproven(seen, settings, lock, text, fleet.now())
     if whole and not old and not settings.verify and golden:
         about = seen["store"]["states"][lock.id]
