@@ -1,4 +1,4 @@
-"""Rollouts over four hosts: their lock, waves, self-revert, rollback, leases, status, prune. The service is light, all else is real."""
+"""Rollouts over four hosts: waves, self-revert, drain and readmit, embedding spaces. The service is light, all else is real."""
 
 from __future__ import annotations
 
