@@ -51,8 +51,9 @@ def signature(keys, text, name="alice", namespace="hf-offline"):
     return keygen("-Y", "sign", "-n", namespace, "-f", keys / name, input=text.encode()).stdout.decode()
 
 
-def goldens_of(release_id, vectors="good"):
-    return json.dumps({"release": release_id, "classes": {"cpu/float32": {"vectors": vectors}}}, indent=1) + "\n"
+def goldens_of(release_id, query="good"):
+    entry = {"queries": [query], "vectors": {"query0": {"shape": [1, 1], "f16": "ADw="}}}
+    return json.dumps({"release": release_id, "classes": {"cpu/float32": entry}}, indent=1) + "\n"
 
 
 def entry(keys, what, text, **more):
