@@ -26,10 +26,10 @@ def last_word() -> None:
     silent = commands and "tasks.lib.run" not in sys.modules  # pyinfra ended before it read the command
     bad = bool(report.dry() and report.FAILED)
     if silent and report.UNREACHED:
-        from tasks.lib import run
+        from tasks.lib import run, table
 
         run.leave_out()
-        bad = not report.Report(state, run.roles(), None, report.DEPLOY, None, None).write()
+        bad = not report.Report(state, run.roles(), None, table.DEPLOY, None, None).write()
     elif silent and any(word.startswith(("--limit", "--exclude")) for word in sys.argv):
         print(f"{commands[0]}: was not run for any host; is there a typing error in --limit?", file=sys.stderr)
         bad = True

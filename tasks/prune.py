@@ -6,13 +6,13 @@
 
 from pyinfra import host, state
 
-from tasks.lib import fleet, locks, report, run
+from tasks.lib import fleet, locks, report, run, table
 from tasks.lib.operations import leasing
 from tasks.lib.operations.keeping import prune
 
 settings = run.open_run()
 lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None
-report.install(state, run.roles(), None, report.PRUNE)
+report.install(state, run.roles(), None, table.PRUNE)
 
 bastion, gpus = fleet.bastion().name, run.in_service()
 if host.name in [bastion, *gpus]:

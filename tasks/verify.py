@@ -5,11 +5,11 @@
 
 from pyinfra import host, state
 
-from tasks.lib import report, run
+from tasks.lib import report, run, table
 from tasks.lib.operations.checking import verify
 
 settings = run.open_run(bastion=False)
-report.install(state, run.gpus(), None, report.VERIFY)
+report.install(state, run.gpus(), None, table.VERIFY)
 
 if host.name in run.in_service():
     run.look(None)

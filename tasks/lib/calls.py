@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -143,21 +142,21 @@ def fail(target: Any, why: str, state_word: str = "failed") -> bool:
     return False
 
 
-def guarded(work: Callable[[Any], bool], phase: str = "") -> FunctionCommand:
+def guarded(work: Callable[[Any], bool], phase: str = "", well: str = "") -> FunctionCommand:
     """`work(host)` as a command whose refusals and connection errors fail this host alone, in one clear line.
 
-    Its time goes into the report, under the name of its phase.
+    Its time goes into the report, under the name of its phase; `well` is the state of a host that failed while this very
+    phase did what it is for.
     """
 
     def run(state: Any, host: Any) -> bool:
-        started, good = time.time(), False
-        try:
-            good = work(host)
+        with report.phase(host.name, phase) as said:
+            try:
+                good = work(host)
+            except Refused as no:
+                good = fail(host, say(no.error))
+            said["ok"] = good or report.RESULTS[host.name].get("state") == well
             return good
-        except Refused as no:
-            return fail(host, say(no.error))
-        finally:
-            report.phase(host.name, phase, started, time.time(), good)
 
     return FunctionCommand(run, (), {})
 

@@ -69,8 +69,9 @@ def say(error: Mapping[str, str]) -> str:
     if error.get("found"):
         text += f", found {error['found']}"
     text += f". Next: {error['next']}" if error.get("next") else ""
-    # The words may be a container's or a Hub's: nothing in them may steer a terminal.
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    # The words may be a container's or a Hub's, of many lines: nothing in them may steer a terminal.
+    lines = "; ".join(filter(None, map(str.strip, text.splitlines())))
+    return "".join(c if c.isprintable() else "?" for c in lines)
 
 
 # ---------------------------------------------------------------------------------------------------- who may sign

@@ -4,7 +4,7 @@ pyinfra's `host_disconnect` comes from a `finally`: after success, failure, abor
 way out of Ctrl-C (pyinfra exits 0 there) are handled here, so that no way of ending is silent.
 
 reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2, "command", "who", "started", "ended",
-"seconds", "release", "dry", "verdict": "ok"|"failed", "hosts": {name: {"role", "state", "why", "release", "from",
+"seconds", "release", "dry", "verdict": "ok"|"failed", "hosts": {name: {"role", "state", "why", "release" (what serves), "from",
 "space", "from_space", "to_space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine", "latency_ms",
 "outbound_attempts", "seconds", "switch_seconds", "versions", "phases": [{"phase", "start", "end", "ok"}], …}}, "plan":
 [[host]], "costs": {delivery: {"image", "model_change", "code_change"}} or null, "contents": {"models": {repository: commit},
@@ -23,26 +23,22 @@ import shlex
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyinfra.api import BaseStateCallback
 from pyinfra.api.exceptions import PyinfraError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from tasks.lib import page
-from tasks.lib.fitness import size
+from tasks.lib import page, table
+from tasks.lib.table import Cell, plain
 
 FORMAT = 2
 FOLDER = Path("reports")
 GOOD = (
     *("active", "ready", "unchanged", "proven", "fit", "would change", "would hash", "locked", "as locked", "same"),
-    *("out of service", "in order", "switching", "empty", "intact", "pruned", "unlocked", "written"),
+    *("out of service", "in order", "switching", "empty", "intact", "pruned", "unlocked", "would unlock", "written"),
 )
 # Where a run may be on its way to something else: good news only if it came to its end.
 ON_THE_WAY = ("fit", "ready", "would change", "would hash")
@@ -67,12 +63,13 @@ FIELDS = (
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
+# The phase that each host is in: {name: (phase, since when, {"ok": whether it went well})}, in seconds since the epoch.
+BEGUN: dict[str, tuple[str, float, dict[str, bool]]] = {}
 # The hosts that the report has called failed.
 FAILED: list[str] = []
 # Why there is no connection to a host: {name: pyinfra's words}.
 UNREACHED: dict[str, str] = {}
 
-Cell = tuple[str, str, Callable[[dict[str, Any]], str]]
 Plan = Callable[[], list[list[str]]]
 Costs = dict[str, dict[str, int]]
 
@@ -83,17 +80,26 @@ def record(name: str, **values: Any) -> None:
     RESULTS.setdefault(name, {}).update(values)
 
 
-def plain(text: str) -> str:
-    """Without what a terminal would obey: the words may be a host's, or whoever's wrote there."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+@contextlib.contextmanager
+def phase(name: str, what: str) -> Iterator[dict[str, bool]]:
+    """One phase of one host, for the timeline; it yields {"ok": False}, for the phase to say that it went well."""
+    said = {"ok": False}
+    BEGUN[name] = (what, time.time(), said)
+    try:
+        yield said
+    finally:
+        end_phase(name)
 
 
-def phase(name: str, what: str, start: float, end: float, good: bool) -> None:
-    """One phase of one host, for the timeline; `start` and `end` in seconds since the epoch."""
-    known = RESULTS.setdefault(name, {})
+def end_phase(name: str) -> None:
+    """End the phase that a host is in, if any: in the middle where the run is stopped."""
+    if name not in BEGUN:
+        return
+    what, start, said = BEGUN.pop(name)
+    known, end = RESULTS.setdefault(name, {}), time.time()
     known["seconds"] = round((known.get("seconds") or 0) + end - start, 1)
     if what:
-        done = {"phase": what, "start": round(start, 2), "end": round(end, 2), "ok": good}
+        done = {"phase": what, "start": round(start, 2), "end": round(end, 2), **said}
         known.setdefault("phases", []).append(done)
 
 
@@ -102,59 +108,6 @@ def evidence(name: str, key: str) -> bool:
     return RESULTS.get(name, {}).get(key) is True
 
 
-# ------------------------------------------------------------------------------------------------------------- columns
-
-
-def text(title: str, key: str, length: int | None = None) -> Cell:
-    return title, "left", lambda row: plain(str(row[key] or "-"))[:length]
-
-
-def count(title: str, key: str) -> Cell:
-    return title, "right", lambda row: "-" if row[key] is None else size(row[key])
-
-
-DEPLOY: Sequence[Cell] = (
-    text("state", "state"),
-    text("release", "release", 12),
-    count("moved", "moved_bytes"),
-    count("of", "total_bytes"),
-    text("verified", "verified"),
-    ("cosine", "right", lambda row: "-" if row["cosine"] is None else f"{row['cosine']:.5f}"),
-    ("latency", "right", lambda row: "-" if row["latency_ms"] is None else f"{row['latency_ms']:.0f} ms"),
-    ("outbound", "right", lambda row: "-" if row["outbound_attempts"] is None else str(row["outbound_attempts"])),
-)
-STATUS: Sequence[Cell] = (
-    text("state", "state"),
-    text("release", "release", 12),
-    text("since", "since"),
-    text("verified", "verified"),
-    text("space", "space"),
-    text("container", "container"),
-    ("cosine", "right", lambda row: "-" if row["cosine"] is None else f"{row['cosine']:.5f}"),
-    text("gpu", "gpu"),
-    count("free", "disk_free_bytes"),
-)
-VERIFY: Sequence[Cell] = (text("state", "state"), text("release", "release", 12), count("hashed", "hashed_bytes"))
-PRUNE: Sequence[Cell] = (
-    text("state", "state"),
-    count("freed in the store", "freed_bytes"),
-    count("freed in Docker", "docker_freed_bytes"),
-)
-BUNDLE: Sequence[Cell] = (
-    text("state", "state"),
-    text("release", "release", 12),
-    count("bundle", "bundle_bytes"),
-    ("parts", "right", lambda row: "-" if row["bundle_parts"] is None else str(row["bundle_parts"])),
-    count("written", "written_bytes"),
-)
-HAVE: Sequence[Cell] = (
-    text("state", "state"),
-    ("blobs", "right", lambda row: "-" if row["blob_count"] is None else str(row["blob_count"])),
-    count("hashed", "hashed_bytes"),
-)
-
-
-KEPT = ("state", "release")
 # One of our commands as messages name it, where the inventory does not stand before it yet.
 OURS = re.compile(r"(?<!\.py )(?<!INVENTORY )(?<![\w/.-])(deploy\.py|tasks/\w+\.py)\b")
 
@@ -184,10 +137,12 @@ class Report(BaseStateCallback):
         if self.written:
             return True
         self.written = True
+        for name in list(BEGUN):
+            end_phase(name)
         rows = {name: self.row(name, why) for name in self.roles}
         good = bool(rows) and all(row["state"] in GOOD for row in rows.values())
         failed = [name for name, row in rows.items() if row["state"] not in GOOD]
-        releases = {row["release"] for row in rows.values() if row["release"]}
+        meant = {RESULTS.get(name, {}).get("target") or row["release"] for name, row in rows.items()} - {None}
         document = {
             "format": FORMAT,
             "command": shlex.join(["pyinfra", *told(sys.argv[1:])]),
@@ -195,7 +150,7 @@ class Report(BaseStateCallback):
             "started": stamp(self.started),
             "ended": stamp(time.time()),
             "seconds": round(time.monotonic() - self.clock, 1),
-            "release": self.release or (releases.pop() if len(releases) == 1 else None),
+            "release": self.release or (meant.pop() if len(meant) == 1 else None),
             "dry": dry(),
             "verdict": "ok" if good else "failed",
             "hosts": rows,
@@ -211,7 +166,7 @@ class Report(BaseStateCallback):
             where = save(document, self.rollout and not dry())
         except OSError as error:  # what happened is told all the same
             where = f"NOT WRITTEN: {FOLDER}/: {error}"
-        show(document, failed, self.columns, where)
+        table.show(document, failed, self.columns, where)
         return good
 
     def row(self, name: str, why: str) -> dict[str, Any]:
@@ -288,7 +243,7 @@ def save(document: dict[str, Any], rollout: bool) -> str:
     words = json.dumps(document, indent=1, sort_keys=True) + "\n"
     files = {"last.json": words}
     if rollout:
-        ticket = page.html(document, GOOD, about_spaces(document["hosts"]))
+        ticket = page.html(document, GOOD, table.about_spaces(document["hosts"]))
         stem = claimed(f"{document['started'].replace(':', '')}-{(document['release'] or 'none')[:12]}")
         files |= {f"{stem}.json": words, f"{stem}.html": ticket}
     for name, content in files.items():
@@ -310,67 +265,11 @@ def claimed(base: str) -> str:
             stem = f"{base}-{number}"
 
 
-def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = DEPLOY, where: str = "") -> None:
-    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 150, highlight=False)
-    title = f"release {plain(document['release'][:12])}" if document["release"] else None
-    table = Table(title=title, title_justify="left")
-    table.add_column("host", min_width=max(map(len, document["hosts"]), default=0))
-    for title, justify, cell in columns:
-        # On a narrow terminal the first ones stay readable: who, and how it stands.
-        least = max((len(cell(row)) for row in document["hosts"].values()), default=0) if title in KEPT else None
-        table.add_column(title, justify=justify, min_width=least)  # type: ignore[arg-type]
-    ordered = sorted(document["hosts"].items(), key=lambda item: (item[0] in failed, item[1]["role"] != "bastion"))
-    for name, row in ordered:
-        style = "bold red" if name in failed else None
-        table.add_row(name, *(escape(cell(row)) for _, _, cell in columns), style=style)
-    console.print()
-    console.print(table)
-    for name, row in ordered:
-        if row["why"] and name not in failed:
-            console.print(f"{escape(name)}: {escape(row['why'])}", soft_wrap=True)
-    for name in failed:
-        console.print(f"[bold red]{escape(name)}: {escape(document['hosts'][name]['why'])}[/]", soft_wrap=True)
-    hosts = document["hosts"]
-    more = about_releases(hosts) + about_leases(hosts) if columns is STATUS else []
-    for line in about_spaces(hosts) + more:
-        console.print(escape(line), soft_wrap=True)
-    good = len(document["hosts"]) - len(failed)
-    console.print(f"{good} of {len(document['hosts'])} as asked, in {document['seconds']} s; {where}")
-    if document["retry"]:
-        console.print(f"Again, when mended: {escape(document['retry'])}", soft_wrap=True)
-
-
-def about_spaces(hosts: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each way that embedding spaces change, whatever of it was done: vectors of two do not compare."""
-    moves = Counter((row["from_space"], row["to_space"]) for row in hosts.values() if row["to_space"])
-    return [
-        f"embedding space: {old} -> {new} on {count} host{'s' * (count != 1)}; an index made in one does not answer for the other"
-        for (old, new), count in sorted(moves.items())
-        if old not in (None, "none", new)
-    ]
-
-
-def about_releases(hosts: dict[str, dict[str, Any]]) -> list[str]:
-    """A line where the hosts do not all serve the same: each may be in order, and the fleet half-way."""
-    serving = Counter((row["release"] or "none")[:12] for row in hosts.values() if row["state"] != "out of service")
-    words = ", ".join(f"{name} on {count}" for name, count in serving.most_common())
-    return [f"not one release: {words}"] if len(serving) > 1 else []
-
-
-def about_leases(hosts: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each lease, as one rollout holds many hosts, each since its own second."""
-    held: dict[str, list[tuple[str, str]]] = {}
-    for name, row in sorted(hosts.items()):
-        if row["lease"]:
-            held.setdefault(row["lease"].split()[0], []).append((name, row["lease"]))
-    return [f"held by lease {hosts[0][1]}: {', '.join(name for name, _ in hosts)}" for hosts in held.values()]
-
-
 def install(
     state: Any,
     roles: dict[str, str],
     release: str | None,
-    columns: Sequence[Cell] = DEPLOY,
+    columns: Sequence[Cell] = table.DEPLOY,
     plan: Plan | None = None,
     costs: Costs | None = None,
 ) -> None:

@@ -7,7 +7,8 @@ table of settings is made from the descriptions here (`python -m tasks.lib.setti
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -25,6 +26,11 @@ Wave = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=r"
 Bytes = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(\.[0-9]{1,3})?(kB|MB|GB|TB)$")]
 FAT32 = (4 << 30) - 1
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\[\]-]+:[0-9]{1,5}$")]
+# Pydantic's own: its names for the members of a union, and the beginning of a sentence that ends in what it expected.
+MEMBER, SHOULD = (
+    re.compile(r"constrained-\w+|literal\[.*\]"),
+    re.compile(r"^\w+ should (be |have )?|Field (?=required)"),
+)
 # What pyinfra itself reads from host data.
 PYINFRA = ("ssh_", "docker_", "_", "fake_")
 
@@ -196,7 +202,7 @@ class Settings(Strict):
     have: str = Field("", description="for tasks/bundle.py: the far side's have.json; what it names stays at home")
 
 
-def check(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
+def check(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Settings:
     """Settings from layers of (origin, values), the strongest first. Refused names origin, key, expected and found."""
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -213,17 +219,30 @@ def check(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Settings:
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        where = origin.get(str(first["loc"][0]), "group_data/all.py")
-        found = "nothing" if first["type"] == "missing" else repr(first.get("input"))[:80]
-        raise Refused(where, f"{key} is not right", first["msg"], found, "README, Settings") from None
+        raise _refused(error, origin, [where for where, _ in layers if where.startswith("group_data/")]) from None
     _check_words(settings, origin)
     if (settings.family == "plain") != bool(settings.smoke_command):
         where = origin.get("smoke_command", origin.get("family", "group_data/all.py"))
         found = f"family {settings.family!r}, smoke_command {settings.smoke_command!r}"
         raise Refused(where, "smoke_command goes with family plain", "both or neither", found, "README, Settings")
     return settings
+
+
+def _refused(error: ValidationError, origin: Mapping[str, str], files: Sequence[str]) -> Refused:
+    """The first thing that is wrong, in our words; `files`: where a value that stands nowhere could."""
+    every = error.errors()
+    top = str(every[0]["loc"][0])
+    if every[0]["type"] == "missing" and len(every[0]["loc"]) == 1:
+        expected = str(Settings.model_fields[top].description)
+        return Refused(" or ".join(files), f"{top} stands nowhere", expected, "nothing", "README, Settings")
+    # Of a union, each member complains under a name of pydantic's own; all of them together are what is expected.
+    places = [".".join(str(part) for part in each["loc"] if not MEMBER.fullmatch(str(part))) for each in every]
+    about = [each for each, place in zip(every, places, strict=True) if place == places[0]]
+    mend, found = "README, Settings", every[0].get("input")
+    if origin.get(top) == "--data" and isinstance(found, int | float):
+        mend = f"""a number is meant as a text: in quotes, --data '{top}="…"'"""
+    expected = " or ".join(SHOULD.sub("", str(each["msg"])) for each in about)
+    return Refused(origin[top], f"{places[0]} is not right", expected, repr(found)[:80], mend)
 
 
 def _check_words(settings: Settings, origin: Mapping[str, str]) -> None:

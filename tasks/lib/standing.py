@@ -103,6 +103,7 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
     store, container, lease = seen["store"], seen["container"] or {}, seen["store"]["lease"]
     gpu = (seen["gpus"] or [None])[0]
     return {
+        "release": store["current"],
         "from": store["current"],
         "since": store["since"],
         "space": space_of(seen),

@@ -80,7 +80,7 @@ def test_preflight_says_everything_at_once_and_nothing_moves(machines):
 
 def test_dry_says_the_bytes_by_host_and_changes_nothing(machines):
     run = pyinfra("--dry", "deploy.py")
-    assert run.code == 0
+    assert run.code == 0 and f"\nwave 1: {GPU1}\nwave 2: {GPU2}\n" in run.said, run.said[-2000:]
     for name in (GPU1, GPU2):
         assert run.host(name)["state"] == "would change" and run.host(name)["moved_bytes"] == total()
         assert on(name, f"ls {STORES[name]} 2>/dev/null | wc -l").strip() == "0"
@@ -212,6 +212,8 @@ def test_a_signal_ends_with_a_table_and_its_code(machines, name, code):
     busy.kill()
     assert process.returncode == code
     assert f"stopped by {name}" in said and "Again, when mended: pyinfra -y" in said
+    last = json.loads((ROOT / "reports/last.json").read_text())["hosts"][GPU2]["phases"][-1]
+    assert (last["phase"], last["ok"]) == ("stage", False) and last["end"] - last["start"] > 0.5, "what was cut is told"
     assert pyinfra("deploy.py").code == 0
 
 

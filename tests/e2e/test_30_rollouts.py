@@ -120,7 +120,8 @@ def test_the_canary_withdraws(settled, what):
     assert run.host(CANARY)["state"] == "withdrawn" and SAYS[what] in run.host(CANARY)["why"]
     assert {run.host(name)["state"] for name in OTHERS} == {"held"}
     assert {name: container(name) for name in OTHERS} == ids
-    assert {current(name) for name in HOSTS} == {settled.release}
+    assert {current(name) for name in HOSTS} == {settled.release} != {run.report["release"]}
+    assert {run.host(name)["release"] for name in HOSTS} == {settled.release}, "each row says what serves"
     for name in OTHERS:
         assert len(answers[name]) > 10 and {said for _, said in answers[name]} == {old}
     assert weights(CANARY) == old
@@ -176,6 +177,8 @@ def test_what_happens_to_earlier_waves_is_the_operators_choice(settled, on_failu
     assert moved == ({CANARY} if on_failure == "stop" else set())
     if on_failure == "withdraw-all":
         assert "lab-gpu2 failed" in run.host(CANARY)["why"]
+        went = {entry["phase"]: entry["ok"] for entry in run.host(CANARY)["phases"]}
+        assert went["withdraw"] and run.host(CANARY)["release"] == settled.release, "going back is what went well"
 
 
 def test_withdraw_wave_takes_back_the_hosts_of_the_failed_wave(settled):

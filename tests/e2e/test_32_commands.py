@@ -128,12 +128,15 @@ def test_a_second_rollout_shows_the_first_and_exits(settled):
         status = fleet("tasks/status.py")
         assert status.code == 0 and {status.host(name)["state"] for name in HOSTS} == {"in order", "switching"}
         assert f"held by lease {leased(CANARY)['id']}" in status.said and "deploy since" in status.said
+        pending = f"cat {STORE}/state/pending 2>/dev/null || true"
+        until("a host is being switched", lambda: any(on(name, pending) for name in HOSTS))
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
     until("the lease ends with its controller", lambda: not any(leased(name) for name in HOSTS))
     run = deploy()  # goes on from the hosts' journals, and waits for an activation that puts itself back
     assert {current(name) for name in HOSTS} == {run.report["release"]} != {settled.release}
+    assert "an earlier run was switching it" in run.said, "and says that it waits"
 
 
 def test_unlock_takes_a_lease_by_its_id_and_is_journaled(settled):
@@ -148,6 +151,9 @@ def test_unlock_takes_a_lease_by_its_id_and_is_journaled(settled):
     assert {current(name) for name in HOSTS} == {settled.release}, "all or none"
     assert "tasks/unlock.py --data lease=x0000abcd" in run.host(HOSTS[2])["why"]
     assert "x0000abcd of eve@laptop" in fleet("tasks/status.py").host(HOSTS[2])["lease"]
+    would = fleet("--dry", "tasks/unlock.py", "--data", "lease=x0000abcd")
+    assert would.host(HOSTS[2])["state"] == "would unlock" and "eve@laptop" in would.host(HOSTS[2])["why"]
+    assert "eve@laptop" in on(HOSTS[2], f"cat {STORE}/lease.json"), "and nothing was ended"
     taken = fleet("tasks/unlock.py", "--data", "lease=x0000abcd")
     assert taken.code == 0 and "took lease x0000abcd of eve@laptop" in taken.host(HOSTS[2])["why"]
     assert taken.host(HOSTS[2])["lease"] is None

@@ -13,7 +13,7 @@ import push
 import pytest
 import smoke
 
-from tasks.lib import calls, report
+from tasks.lib import calls, report, table
 
 
 def golden(rows):
@@ -74,8 +74,10 @@ def test_the_tool_is_its_content():
 def test_the_report_keeps_failures_last_and_gives_the_retry(capsys):
     rows = {"a": {"state": "failed", "why": "because [x]"}, "b": {"state": "active", "why": ""}}
     hosts = {name: {**dict.fromkeys(report.FIELDS), "role": "gpu", **row} for name, row in rows.items()}
-    report.show({"release": "f" * 64, "hosts": hosts, "seconds": 1.0, "retry": "pyinfra -y x deploy.py"}, ["a"])
+    document = {"release": "f" * 64, "hosts": hosts, "seconds": 1.0, "retry": "pyinfra -y x deploy.py"}
+    table.show({**document, "plan": [["b"], ["a"]], "dry": True}, ["a"])
     said = capsys.readouterr().err
+    assert "wave 1: b\nwave 2: a\n" in said
     assert said.index("│ b") < said.index("│ a") and "a: because [x]" in said
     assert "1 of 2 as asked" in said and "pyinfra -y x deploy.py" in said
     json.dumps(hosts)

@@ -9,7 +9,7 @@ import sys
 import pytest
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import report
+from tasks.lib import report, table
 
 
 class State:
@@ -37,7 +37,7 @@ def told(monkeypatch, tmp_path, capsys):
         for name, values in known.items():
             report.record(name, **values)
         state = State(*(known if reached is None else reached))
-        good = report.Report(state, dict.fromkeys(known, "gpu"), None, report.STATUS, None, None).write()
+        good = report.Report(state, dict.fromkeys(known, "gpu"), None, table.STATUS, None, None).write()
         return good, capsys.readouterr().err
 
     return write

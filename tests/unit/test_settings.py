@@ -112,3 +112,34 @@ def test_sizes_of_drives_are_decimal(text, count):
 
 def test_every_setting_is_described():
     assert all(field.description for field in settings.Settings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"soak": "30"}, "soak is not right; expected a valid integer, found '30'"),
+        ({"waves": [0]}, "waves.0 is not right; expected greater than 0 or a valid string, found 0"),
+        ({"dtype": "x"}, "dtype is not right; expected 'bfloat16', 'float16' or 'float32', found 'x'"),
+        ({"gpus": "some"}, "gpus is not right; expected 'all' or a valid integer, found 'some'"),
+        ({"tolerance": {"cuda/bfloat16": [1.0]}}, "tolerance.cuda/bfloat16 is not right; expected at least 2 items"),
+        ({"probe": {"url": "http://x", "answer": "a"}}, "probe.body is not right; expected required"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_of_the_setting(values, more, said):
+    with pytest.raises(Refused) as no:
+        check(values, **more)
+    assert str(no.value).startswith(f"group_data/all.py: {said}"), str(no.value)
+
+
+def test_digits_on_the_command_line_are_to_be_quoted(values):
+    with pytest.raises(Refused) as no:
+        settings.check([("--data", {"release": 1234}), ("group_data/all.py", values)])
+    assert str(no.value).endswith("""in quotes, --data 'release="…"'"""), "and 0123 is not taken for 123"
+
+
+def test_a_value_that_stands_nowhere_names_the_files_where_it_could(values):
+    del values["lock"]
+    with pytest.raises(
+        Refused, match=r"^group_data/prod.py or group_data/all.py: lock stands nowhere; expected the lock's"
+    ):
+        settings.check([("inventories/prod.py: gpu-01", {}), ("group_data/prod.py", values), ("group_data/all.py", {})])

@@ -42,7 +42,7 @@ def status(settings: Settings):
         return
     found = standing.drift(seen, settings)
     current = seen["store"]["current"]
-    report.record(host.name, release=current, **standing.proof(seen, current))
+    report.record(host.name, **standing.proof(seen, current))
     pending, lease = seen["store"]["pending"], seen["store"]["lease"]
     if pending and (lease is not None or seen["store"]["switching"]) and not seen["store"]["frozen"]:
         alone = "its controller is gone, so it goes back by itself"

@@ -68,7 +68,7 @@ def fetch(lock: Lock, settings: Settings):
         return
     need = fitness.lacking(seen, lock)
     total = sum(blobs(lock).values())
-    report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
+    report.record(host.name, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
     if not need:
         report.record(host.name, fetched=True, state="as locked")
         host.noop("every blob of the lock is in the store")

@@ -7,10 +7,10 @@ import secrets
 from functools import cache
 from typing import Any
 
-from pyinfra import host
+from pyinfra import host, state
 from pyinfra.api import QuoteString, StringCommand, operation
 
-from tasks.lib import fleet, report
+from tasks.lib import fleet, report, standing
 from tasks.lib.calls import call, ensure_tool, expect, guarded, options, tool_path
 from tasks.lib.release import Refused
 from tasks.lib.settings import Settings
@@ -56,6 +56,11 @@ def unlock(settings: Settings):
         report.record(host.name, state="unlocked", why="nobody holds it")
         host.noop("nobody holds this host")
         return
+    if not state.is_executing and seen:
+        found = standing.leased(seen["store"]["lease"])
+        known = {"state": "would unlock", "why": f"would take {found}"}
+        wrong = {"state": "failed", "why": f"has another lease: {found}"}
+        report.record(host.name, **(known if seen["store"]["lease"].get("id") == settings.lease else wrong))
 
     def work(host: Any) -> bool:
         ensure_tool(host)

@@ -83,7 +83,7 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
     same = path.exists() and path.read_text(encoding="utf-8") == text
     if not same:
         locks.replace(path, text)
-    report.record(target.name, state="same" if same else "locked", release=release_id(document))
+    report.record(target.name, state="same" if same else "locked", target=release_id(document))
     logger.info(f"    {path}: release {release_id(document)[:12]}" + (", as it was" if same else ", for git"))
     if settings.sign and not same:
         logger.info(f"    Next: {sign_command(str(path))}")
@@ -98,7 +98,7 @@ def accept_goldens(settings: Settings):
         lock = locks.read_lock(settings, "INVENTORY")
         found = expect(call(host, "engine", "embeddings", release=lock.id))
         locks.Goldens(settings).save(lock, found["embeddings"])
-        report.record(host.name, state="locked", release=lock.id)
+        report.record(host.name, state="locked", target=lock.id)
         return True
 
     yield guarded(work)

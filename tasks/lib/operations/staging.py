@@ -29,7 +29,7 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
         host.noop("unfit")
         return
     need, total = fitness.lacking(seen, lock), sum(blobs(lock).values())
-    report.record(host.name, release=lock.id, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
+    report.record(host.name, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
     digest = goldens.digest(lock)
     golden = digest is not None
     text = compose.override(lock, settings, tool_path(settings), golden)

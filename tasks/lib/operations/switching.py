@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from pyinfra import host, state
+from pyinfra import host, logger, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
@@ -53,10 +53,10 @@ def withdraw(settings: Settings, hosts: list[str]):
         if not go_back(host, settings, lock, text, why=why, previous=store["previous"] or lock.id):
             stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
             return fail(host, f"{why}, and going back failed: {known['why']}", stays)
-        report.record(host.name, confirmed=False, release=lock.id)
+        report.record(host.name, confirmed=False)
         return fail(host, why, "withdrawn")
 
-    yield guarded(work, phase="withdraw")
+    yield guarded(work, phase="withdraw", well="withdrawn")
 
 
 @operation(is_idempotent=True)
@@ -83,7 +83,7 @@ def check_target(settings: Settings):
         bring_back(host, settings, lock, text)
         expect(can_switch(host, settings, lock))
         report.record(host.name, **{**standing.proof(seen, lock.id), "verified": found["verified"]})
-        report.record(host.name, intact=True, state="ready", release=lock.id, target=lock.id)
+        report.record(host.name, intact=True, state="ready", target=lock.id)
         report.record(host.name, to_space=space(lock), contents=contents(lock))
         return True
 
@@ -91,8 +91,8 @@ def check_target(settings: Settings):
         try:
             lock, text = aim()
             there = standing.active(seen, settings, lock, text)
-            known = {"state": "unchanged" if there else "would change", "release": lock.id, "to_space": space(lock)}
-            report.record(host.name, **known)
+            said = {"state": "unchanged"} if there else {"state": "would change", "why": f"to {lock.short}"}
+            report.record(host.name, **said, target=lock.id, to_space=space(lock))
         except Refused as no:
             fail(host, str(no))
     yield guarded(work, phase="check")
@@ -150,9 +150,15 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     `previous`: what the host's record of that name becomes, where it is not the release that is left.
     """
     known = report.RESULTS[target.name]
+    # Its own deadline to get healthy, and to go back if it must, with a drain before and a readmit after.
+    within, back = settings.health_deadline, max(settings.health_deadline, 300) + 300
     if known.get("lease") and not fleet.leases.held(target):
         what = "lost its lease: somebody took it, or the connection broke"
         raise Refused(target.name, what, known["lease"], "none", "tasks/status.py, then the same again")
+    if known["seen"]["store"]["switching"]:
+        most = f"at most {settings.soak + settings.confirm_deadline + back} s"
+        waits = f"an earlier run was switching it when looked at: waits for the end of that, {most}"
+        target.log_styled(waits, fg="yellow", log_func=logger.warning)
     document = {
         "who": report.who(),
         "why": why,
@@ -161,8 +167,6 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
         "drain": settings.drain,
         "readmit": settings.readmit,
     }
-    # Its own deadline to get healthy, and to go back if it must, with a drain before and a readmit after.
-    within, back = settings.health_deadline, max(settings.health_deadline, 300) + 300
     answer = call(
         target,
         "switch",
