@@ -5,6 +5,7 @@ Installs what is missing, builds the lab's images once, then: ruff, types, unit,
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ SECOND = [f"tests/e2e/test_{name}.py" for name in ("30_rollouts", "32_commands",
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs beside ends, too
     machine.install()
     python = machine.environment(ROOT / "requirements.txt", ROOT / "tests/requirements.txt")
     for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
