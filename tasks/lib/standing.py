@@ -50,9 +50,12 @@ def active(seen: Seen, settings: Settings, lock: Lock, override: str) -> bool:
 
 
 def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
-    """Whether the last hash of this release is too old (`verify_max_age`) for it to be activated on its word."""
+    """Whether the last hash of this release is too old (`verify_max_age`) for it to be activated on its word.
+
+    As old is one of the future: the host's clock was wrong, and nobody knows when that was.
+    """
     verified = (seen["store"]["states"].get(lock.id) or {}).get("verified") or {}
-    return now - verified.get("epoch", 0) > settings.verify_max_age
+    return abs(now - verified.get("epoch", 0)) > settings.verify_max_age
 
 
 def unproven(seen: Seen, settings: Settings, lock: Lock, override: str, now: float) -> bool:

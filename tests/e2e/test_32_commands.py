@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.e2e.conftest import BASTION, on
+from tests.e2e.conftest import BASTION, ROOT, on
 from tests.e2e.fleet import (
     CANARY,
     HOSTS,
@@ -137,6 +137,22 @@ def test_a_second_rollout_shows_the_first_and_exits(settled):
     run = deploy()  # goes on from the hosts' journals, and waits for an activation that puts itself back
     assert {current(name) for name in HOSTS} == {run.report["release"]} != {settled.release}
     assert "an earlier run was switching it" in run.said, "and says that it waits"
+
+
+def test_a_rollout_whose_lease_is_taken_ends_the_switch_that_it_is_in_and_begins_no_other(settled):
+    lock_version(settled.next)
+    running = background("deploy.py", "--data", "soak=10")
+    try:
+        until("the canary is being switched", lambda: "soak" in [entry["step"] for entry in journal(CANARY)[-1:]])
+        taken = fleet("tasks/unlock.py", "--data", f"lease={leased(CANARY)['id']}")
+        assert taken.code == 0 and {taken.host(name)["state"] for name in HOSTS} == {"unlocked"}
+        assert running.wait(timeout=120) == 1
+    finally:
+        running.kill()
+    last = json.loads((ROOT / "reports/last.json").read_text())["hosts"]
+    assert last[CANARY]["state"] == "active" and current(CANARY) != settled.release
+    assert {current(name) for name in OTHERS} == {settled.release}
+    assert all("lost its lease" in last[name]["why"] for name in OTHERS)
 
 
 def test_unlock_takes_a_lease_by_its_id_and_is_journaled(settled):

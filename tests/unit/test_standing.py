@@ -83,6 +83,9 @@ def test_bytes_are_hashed_again_before_a_switch_and_where_the_word_of_them_is_lo
     now = wanted.verify_max_age + 100.0
     assert not standing.unproven(served, wanted, lock, text, now)  # active, and once proven: tasks/verify.py's
     assert standing.unproven(served, wanted, lock, "other settings", now)
+    assert not standing.stale(served, lock, wanted, now - 200)
+    served["store"]["states"][lock.id]["verified"]["epoch"] = 2 * now
+    assert standing.stale(served, lock, wanted, now - 200), "hashed while the host's clock was years ahead"
     served["store"]["states"][lock.id]["verified"] = None
     assert standing.unproven(served, wanted, lock, text, now)
 
