@@ -28,7 +28,9 @@ def settings_of(target: Any) -> Settings:
     """The settings of one host, checked; the run ends here, before any host is touched, when one is wrong."""
     layers = [("--data", inventory.get_override_data())]
     layers.append((f"{report.inventory()}: {target.name}", inventory.get_host_data(target.name)))
-    layers += [(f"group_data/{group}.py", inventory.get_group_data(group)) for group in reversed(target.groups)]
+    layers += [
+        (f"group_data/{group}.py", inventory.get_group_data(group)) for group in dict.fromkeys(reversed(target.groups))
+    ]
     layers.append(("group_data/all.py", inventory.get_data()))
     try:
         return check(layers)

@@ -26,11 +26,9 @@ Wave = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=r"
 Bytes = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(\.[0-9]{1,3})?(kB|MB|GB|TB)$")]
 FAT32 = (4 << 30) - 1
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\[\]-]+:[0-9]{1,5}$")]
-# Pydantic's own: its names for the members of a union, and the beginning of a sentence that ends in what it expected.
-MEMBER, SHOULD = (
-    re.compile(r"constrained-\w+|literal\[.*\]"),
-    re.compile(r"^\w+ should (be |have )?|Field (?=required)"),
-)
+# Pydantic's own: its names for the members of a union, and what it says around what it expected.
+MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
+SHOULD = re.compile(r"^\w+ should (be |have )?|^Field (?=required)| after validation, not \d+$")
 # What pyinfra itself reads from host data.
 PYINFRA = ("ssh_", "docker_", "_", "fake_")
 
@@ -219,7 +217,9 @@ def check(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Settings:
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
-        raise _refused(error, origin, [where for where, _ in layers if where.startswith("group_data/")]) from None
+        raise _refused(
+            error, origin, [where for where, _ in layers if where.startswith("group_data/") and "@" not in where]
+        ) from None
     _check_words(settings, origin)
     if (settings.family == "plain") != bool(settings.smoke_command):
         where = origin.get("smoke_command", origin.get("family", "group_data/all.py"))

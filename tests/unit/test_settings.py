@@ -119,6 +119,7 @@ def test_every_setting_is_described():
     [
         ({"soak": "30"}, "soak is not right; expected a valid integer, found '30'"),
         ({"waves": [0]}, "waves.0 is not right; expected greater than 0 or a valid string, found 0"),
+        ({"waves": []}, "waves is not right; expected at least 1 item, found []"),
         ({"dtype": "x"}, "dtype is not right; expected 'bfloat16', 'float16' or 'float32', found 'x'"),
         ({"gpus": "some"}, "gpus is not right; expected 'all' or a valid integer, found 'some'"),
         ({"tolerance": {"cuda/bfloat16": [1.0]}}, "tolerance.cuda/bfloat16 is not right; expected at least 2 items"),
