@@ -1,5 +1,6 @@
 """pyinfra reads this first. It ends without a table where no host can be reached, and with exit code 0 where that is no
-success: after a --limit that matches no host (a typing error), and after a --dry, whatever that found."""
+success: after a --limit that matches no host (a typing error), after a --dry whatever that found, and where it was the
+report that found a host wanting, not an operation."""
 
 import atexit
 import logging
@@ -15,7 +16,8 @@ from tasks.lib import report
 logging.getLogger("pyinfra").addHandler(report.Unreached())
 
 
-commands = [word for word in sys.argv[1:] if word == "deploy.py" or word.startswith("tasks/")]
+words = [os.path.relpath(word) for word in sys.argv[1:] if word.endswith(".py")]
+commands = [word for word in words if word == "deploy.py" or word.startswith("tasks/")]
 if commands and not Path(report.inventory()).is_file():
     # pyinfra would take the name for a host's, and end well with none.
     there = ", ".join(sorted(map(str, Path("inventories").glob("*.py"))))
@@ -24,7 +26,7 @@ if commands and not Path(report.inventory()).is_file():
 
 def last_word() -> None:
     silent = commands and "tasks.lib.run" not in sys.modules  # pyinfra ended before it read the command
-    bad = bool(report.dry() and report.FAILED)
+    bad = bool(report.FAILED)
     if silent and report.UNREACHED:
         from tasks.lib import run, table
 

@@ -10,7 +10,7 @@ Fetches and proves what the bastion lacks, then writes to `bundle` there: blobs,
 from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import fitness, fleet, locks, report, run, table
+from tasks.lib import fitness, locks, report, run, table
 from tasks.lib.operations import bundling
 from tasks.lib.operations.checking import preflight
 from tasks.lib.operations.fetching import fetch, prove
@@ -24,7 +24,7 @@ run.refuse(locks.check_signed, settings, lock)
 goldens = locks.Goldens(settings)
 have, have_at = run.refuse(bundling.read_have, settings.have)
 extra = run.refuse(bundling.extra, lock, goldens)
-bastion = fleet.bastion().name
+bastion = run.bastion_alone()
 report.install(state, {bastion: "bastion"}, lock.id, table.BUNDLE)
 
 if host.name == bastion:

@@ -7,11 +7,11 @@ blob that only some GPU host has could not be pushed from there, so it comes aga
 
 from pyinfra import host, state
 
-from tasks.lib import fleet, report, run, table
+from tasks.lib import report, run, table
 from tasks.lib.operations.bundling import have
 
 settings = run.open_run()
-bastion = fleet.bastion().name
+bastion = run.bastion_alone()
 report.install(state, {bastion: "bastion"}, None, table.HAVE)
 
 if host.name == bastion:

@@ -8,26 +8,23 @@
 from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import fleet, locks, report, run
+from tasks.lib import locks, report, run
 from tasks.lib.operations import checking, locking
 
 settings = run.open_run()
 if settings.source == "bundle" and not settings.accept_goldens_from:
     raise PyinfraError(f"no Hub here: the lock is the bundle's. Next: cp lock.json {locks.lock_path(settings)}")
-if settings.accept_goldens_from and settings.accept_goldens_from not in run.roles():
-    there = ", ".join(run.roles())
+if settings.accept_goldens_from and settings.accept_goldens_from not in run.in_service():
+    there = ", ".join(run.in_service())
     raise PyinfraError(
         f"accept_goldens_from={settings.accept_goldens_from}: no host of this run; expected one of {there}"
     )
-bastion = fleet.bastion().name
-report.install(
-    state, {settings.accept_goldens_from or bastion: "gpu" if settings.accept_goldens_from else "bastion"}, None
-)
+one = settings.accept_goldens_from or run.bastion_alone()
+report.install(state, {one: "gpu" if settings.accept_goldens_from else "bastion"}, None)
 
-if settings.accept_goldens_from:
-    if host.name == settings.accept_goldens_from:
-        run.look(None)
-        locking.accept_goldens(name=f"Accept the goldens of {host.name}", settings=settings)
-elif host.name == bastion:
+if host.name == settings.accept_goldens_from:
+    run.look(None)
+    locking.accept_goldens(name=f"Accept the goldens of {host.name}", settings=settings)
+elif host.name == one:
     checking.preflight(name="Preflight", problems=run.look(None))
     locking.lock(name="Lock", settings=settings, old=run.refuse(locks.old_lock, settings))

@@ -5,6 +5,7 @@
 """
 
 from pyinfra import host, state
+from pyinfra.api.exceptions import PyinfraError
 
 from tasks.lib import fleet, locks, report, run, table
 from tasks.lib.operations import leasing
@@ -15,6 +16,9 @@ lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_p
 report.install(state, run.roles(), None, table.PRUNE)
 
 bastion, gpus = fleet.bastion().name, run.in_service()
+if bastion in run.roles() and not run.whole_fleet():
+    what = "what a rollout pushes stays on the bastion, and --limit leaves out hosts that one may hold"
+    raise PyinfraError(f"{what}. Next: no --limit, or --exclude {bastion}")
 if host.name in [bastion, *gpus]:
     run.look(None)
     if host.name in gpus:

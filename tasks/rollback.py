@@ -12,7 +12,7 @@ from tasks.lib.operations.leasing import lease
 from tasks.lib.operations.switching import check_target, one_target, roll_back
 
 settings = run.open_run(bastion=False)
-plan = run.plan(settings.rollback_waves)
+plan = run.plan(settings.rollback_waves, own=False)
 gpus = run.in_service()
 report.install(state, run.gpus(), None, plan=lambda: plan)
 

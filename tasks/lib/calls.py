@@ -122,7 +122,10 @@ def put(target: Any, path: str, data: bytes) -> bool:
 
 def ensure_tool(target: Any) -> None:
     """The tool on `target`, once a run; hosts that share a bastion wait for the one that brings it."""
-    settings, tools = report.RESULTS[target.name]["settings"], report.RESULTS[target.name]["seen"]["store"]["tools"]
+    settings, seen = report.RESULTS[target.name]["settings"], report.RESULTS[target.name]["seen"]
+    if not seen:
+        raise Refused(target.name, "could not be looked at", next="tasks/preflight.py")
+    tools = seen["store"]["tools"]
     with _tools:
         if tool()[0] in tools:
             return

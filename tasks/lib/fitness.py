@@ -160,7 +160,7 @@ def _programs(seen: Seen, role: str) -> list[str]:
             found.append("no Docker Engine answers. Next: install docker, or `systemctl start docker`")
     if seen["docker"] and role == "gpu":
         version = (seen["docker"]["compose"] or "").lstrip("v")
-        if not version or int(version.split(".")[0]) < 2:
+        if _numbers(version) < [2]:
             found.append(f"Docker Compose is {version or 'missing'}; expected v2. Next: install the compose plugin")
     return found
 

@@ -7,6 +7,7 @@ that both sides of a boundary call: the edge in that order, and the place where 
 from __future__ import annotations
 
 import io
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from pyinfra.connectors.util import CommandOutput, make_unix_command_for_host
 
 from tasks.lib import report
 from tasks.lib.release import Refused
+from tasks.lib.settings import ELEVATION
 
 # All that pyinfra does on a host goes through one ssh transport, and sshd allows ten sessions on it; one is kept for
 # SFTP, one for the display.
@@ -58,20 +60,23 @@ def targets() -> list[Any]:
 
 
 def refuse_flags(argv: Sequence[str]) -> None:
-    """pyinfra flags that would defeat the gates (and --no-wait exits 0 on failure)."""
-    bad = {"--serial", "--no-wait", "--fail-percent"} & {word.partition("=")[0] for word in argv}
-    if bad:
+    """pyinfra flags that would defeat the gates (and --no-wait exits 0 on failure), or be half obeyed."""
+    words = {word.partition("=")[0] for word in argv}
+    if bad := {"--serial", "--no-wait", "--fail-percent"} & words:
         raise PyinfraError(f"{' '.join(sorted(bad))} would defeat the gates between the phases. Next: leave it out")
+    if bad := {word for word in words if re.match(r"--(use-|same-)?(sudo|su|dzdo)\b", word)}:
+        mend = 'Next: {"_sudo": True} on the host in the inventory'
+        raise PyinfraError(f"{' '.join(sorted(bad))} does not reach what runs beside operations. {mend}")
 
 
 def refuse_limits(argv: Sequence[str]) -> None:
-    """Each --limit must mean somebody: pyinfra goes on without the one that is misspelt."""
+    """Each --limit and --exclude must mean somebody: pyinfra goes on without the one that is misspelt."""
     for here, after in zip(argv, [*argv[1:], ""], strict=True):
         option, equals, value = here.partition("=")
-        wanted = (value if equals else after) if option == "--limit" else None
+        wanted = (value if equals else after) if option in ("--limit", "--exclude") else None
         named = wanted is None or wanted in inventory.groups or any(fnmatch(h.name, wanted) for h in inventory)
         if not named:
-            raise PyinfraError(f"--limit {wanted} matches no host and no group of {report.inventory()}")
+            raise PyinfraError(f"{option} {wanted} matches no host and no group of {report.inventory()}")
 
 
 # ------------------------------------------------------------------------------------------------------------ gates
@@ -142,8 +147,7 @@ def send(target: Any, data: bytes, path: str) -> bool:
 
 def elevation(target: Any) -> dict[str, Any]:
     """The host's own way to root: pyinfra applies it to operations, but not to raw commands."""
-    keys = ("_sudo", "_sudo_user", "_use_sudo_login", "_sudo_password", "_su_user", "_doas", "_dzdo")
-    return {key: target.data.get(key) for key in keys if target.data.get(key) is not None}
+    return {key: target.data.get(key) for key in ELEVATION if target.data.get(key) is not None}
 
 
 # ----------------------------------------------------------------------------------------------------------- leases

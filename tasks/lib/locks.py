@@ -184,11 +184,11 @@ class Goldens:
         return self.document().get("release") == lock.id
 
     def text(self, lock: Lock) -> str:
-        return self.path.read_text(encoding="ascii")
+        return text_of(self.path)
 
     def digest(self, lock: Lock) -> str | None:
         """sha256 of the goldens of this release, or None before they are made."""
-        return hashlib.sha256(self.text(lock).encode("ascii")).hexdigest() if self.has(lock) else None
+        return hashlib.sha256(self.text(lock).encode()).hexdigest() if self.has(lock) else None
 
     def save(self, lock: Lock, embeddings: Mapping[str, Any] | None) -> None:
         classes = {embeddings["class"]: embeddings} if embeddings else {}  # a smoke command may embed nothing

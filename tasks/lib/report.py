@@ -103,6 +103,11 @@ def end_phase(name: str) -> None:
         known.setdefault("phases", []).append(done)
 
 
+def would_change(name: str) -> bool:
+    """Whether a --dry has found something that would be done to the host."""
+    return dry() and RESULTS[name].get("state") == "would change"
+
+
 def evidence(name: str, key: str) -> bool:
     """Whether this very run has seen `key` come true on the host ("fit", "proven", "staged", "confirmed")."""
     return RESULTS.get(name, {}).get(key) is True
@@ -137,9 +142,11 @@ class Report(BaseStateCallback):
         if self.written:
             return True
         self.written = True
-        for name in list(BEGUN):
+        cut = list(BEGUN)
+        for name in cut:
             end_phase(name)
-        rows = {name: self.row(name, why) for name in self.roles}
+        wave = {name: number for number, names in enumerate(self.plan() if self.plan else [], 1) for name in names}
+        rows = {name: self.row(name, why, name in cut) | {"wave": wave.get(name)} for name in self.roles}
         good = bool(rows) and all(row["state"] in GOOD for row in rows.values())
         failed = [name for name, row in rows.items() if row["state"] not in GOOD]
         meant = {RESULTS.get(name, {}).get("target") or row["release"] for name, row in rows.items()} - {None}
@@ -157,11 +164,9 @@ class Report(BaseStateCallback):
             "plan": self.plan() if self.plan else [],
             "costs": self.costs,
             "contents": next((known["contents"] for known in RESULTS.values() if known.get("contents")), None),
-            "retry": None if good else shlex.join(["pyinfra", *[a for a in told(sys.argv[1:]) if a != "--dry"]]),
+            "retry": None if good else again(),
         }
-        # A refusal that no operation raised is no success either; nor is a --dry that found a host wanting (config.py).
-        self.state.failed_hosts |= {self.state.inventory.get_host(name) for name in failed}
-        FAILED.extend(failed)
+        FAILED.extend(failed)  # a refusal that no operation raised is no success either (config.py)
         try:
             where = save(document, self.rollout and not dry())
         except OSError as error:  # what happened is told all the same
@@ -169,7 +174,8 @@ class Report(BaseStateCallback):
         table.show(document, failed, self.columns, where)
         return good
 
-    def row(self, name: str, why: str) -> dict[str, Any]:
+    def row(self, name: str, why: str, cut: bool) -> dict[str, Any]:
+        """`why` the run was stopped, or "", and whether that cut this host's work."""
         host = self.state.inventory.get_host(name)
         known = RESULTS.get(name, {})
         row = {"role": self.roles[name], "state": known.get("state", "incomplete"), "why": known.get("why", "")}
@@ -180,7 +186,11 @@ class Report(BaseStateCallback):
             row |= {"state": "unreachable", "why": known.get("why") or silence}
         elif host in self.state.failed_hosts and row["state"] in (*GOOD, "incomplete"):
             row |= {"state": "failed", "why": row["why"] or "see the lines above"}
-        elif row["state"] == "incomplete" or (row["state"] in ON_THE_WAY and (why or (self.rollout and not dry()))):
+        elif (
+            row["state"] == "incomplete"
+            or cut
+            or (row["state"] in ON_THE_WAY and (why or (self.rollout and not dry())))
+        ):
             reason = why or "the run ended before this host was finished"
             row |= {"state": "incomplete", "why": "; ".join(filter(None, [row["why"], reason]))}
         return row | {key: known.get(key) for key in FIELDS}
@@ -190,11 +200,18 @@ def told(words: Sequence[str]) -> list[str]:
     """The command line without the passwords that pyinfra would take on it."""
     found, hide = [], False
     for word in words:
-        option = word.partition("=")[0]
-        secret = option in ("--ssh-password", "--ssh-key-password", "--sudo-password")
-        found.append("…" if hide else f"{option}=…" if secret and "=" in word else word)
-        hide = secret and "=" not in word
+        option, equals, _ = word.partition("=")
+        secret = re.fullmatch(r"--(ssh-)?(key-)?password", option)
+        data = re.match(r"(--data=)?\w*(password|token|secret)\w*=", word, re.IGNORECASE)
+        found.append("…" if hide else f"{data[0]}…" if data else f"{option}=…" if secret and equals else word)
+        hide = bool(secret) and not equals
     return found
+
+
+def again() -> str:
+    """The command that goes on from here."""
+    words = [word for word in told(sys.argv[1:]) if word not in ("-y", "--yes", "--dry")]
+    return shlex.join(["pyinfra", "-y", *words])
 
 
 def dry() -> bool:

@@ -20,7 +20,7 @@ from tasks.lib.waves import waves
 # Settings that waves, gates and the lock go by: a rollout has one of each.
 ROLLOUT = (
     *("lock", "models", "image", "family", "smoke_command", "dtype", "attention", "image_processor", "delivery"),
-    *("waves", "rollback_waves", "max_failed_hosts", "on_failure", "embedding_space_change", "sign"),
+    *("push_parallel", "waves", "rollback_waves", "max_failed_hosts", "on_failure", "embedding_space_change", "sign"),
 )
 
 
@@ -113,12 +113,10 @@ def look(lock: Lock | None, plan: Sequence[Sequence[str]] = ()) -> list[str]:
     """Look at this host; -> what it lacks for the lock, and what a rollout in these waves may not do to it."""
     settings: Settings = report.RESULTS[host.name]["settings"]
     role, seen = "bastion" if host.name == fleet.bastion().name else "gpu", glance(host)
-    if seen and "store" not in seen:
-        lacks, seen = fitness.unfit(seen, settings, lock, role, fleet.now()), None
-    else:
-        lacks = fitness.unfit(seen, settings, lock, role, fleet.now())
+    lacks = fitness.unfit(seen, settings, lock, role, fleet.now())
+    seen = seen if seen and "store" in seen else None  # without Python, a look sees nothing but that
     report.record(host.name, seen=seen, **standing.told(seen, settings))
-    if host.name != fleet.bastion().name:
+    if role == "gpu":
         look_at_bastion()
     if seen and lock and seen["signers"]:
         lacks += fitness.unsigned(refuse(locks.unsigned, settings, lock))
@@ -133,6 +131,15 @@ def look_at_bastion() -> None:
     bastion = fleet.bastion()
     if not state.is_host_in_limit(bastion):
         report.RESULTS[bastion.name].setdefault("seen", {"store": {"tools": []}})
+
+
+def bastion_alone() -> str:
+    """The bastion's name, for a command that is about it alone: no other host's silence is its failure."""
+    bastion = fleet.bastion()
+    if not state.is_host_in_limit(bastion):
+        raise PyinfraError(f"this command is about {bastion.name}, which --limit leaves out")
+    state.failed_hosts -= set(inventory) - {bastion}
+    return str(bastion.name)
 
 
 def roles() -> dict[str, str]:
@@ -170,20 +177,25 @@ def changes(lock: Lock, goldens: Any) -> bool:
     return False
 
 
-def plan(sizes: Any) -> list[list[str]]:
-    """The waves of this run, from the settings and the hosts' own `wave`."""
+def plan(sizes: Any, own: bool = True) -> list[list[str]]:
+    """The waves of this run, from the settings, and with `own` from each host's `wave`."""
     hosts = fleet.targets()
-    fixed = {each.name: each.data.get("wave") for each in hosts if each.data.get("wave")}
+    fixed = {each.name: each.data.get("wave") for each in hosts if own and each.data.get("wave")}
     return waves([each.name for each in hosts], sizes, fixed)
+
+
+def whole_fleet() -> bool:
+    """Whether this run is for every GPU host that there is, but those out of service."""
+    every = {each.name for each in inventory.get_group("gpu_hosts", [])}
+    return set(in_service()) == every - set(fleet.out_of_service())
 
 
 def together(plan: Sequence[Sequence[str]], lock: Lock) -> bool:
     """Whether one wave takes every GPU host there is, or all that are not in the lock's embedding space yet."""
-    away, here = fleet.out_of_service(), {each.name: each for each in fleet.targets()}
-    every = {each.name for each in inventory.get_group("gpu_hosts", [])} - set(away)
-    if set(here) != every:
-        return False  # what --limit leaves out answers the same index
-    spaces = dict.fromkeys(every, "unknown")
+    here = {each.name: each for each in fleet.targets()}
+    if not whole_fleet() or report.RESULTS[host.name]["settings"].max_failed_hosts:
+        return False  # what --limit leaves out, or what may fail, answers the same index
+    spaces = dict.fromkeys(here, "unknown")
     if len(plan) > 1:
         glances = {name: glance(each) for name, each in here.items() if each in state.active_hosts}
         spaces |= {name: standing.space_of(seen) for name, seen in glances.items() if seen and "store" in seen}

@@ -30,7 +30,9 @@ Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:\[\]-]+:[0-9]{
 MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
 SHOULD = re.compile(r"^\w+ should (be |have )?|^Field (?=required)| after validation, not \d+$")
 # What pyinfra itself reads from host data.
-PYINFRA = ("ssh_", "docker_", "_", "fake_")
+PYINFRA = ("ssh_", "docker_", "fake_")
+# A host's own way to root; pyinfra's other arguments, as `_ignore_errors`, would defeat the gates.
+ELEVATION = ("_sudo", "_sudo_user", "_use_sudo_login", "_sudo_password", "_su_user", "_doas", "_dzdo")
 
 
 class Strict(BaseModel):
@@ -207,7 +209,7 @@ def check(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Settings:
     known = sorted(Settings.model_fields)
     for where, values in layers:
         for key, value in values.items():
-            if key.startswith(PYINFRA) or key in merged:
+            if key.startswith(PYINFRA) or key in ELEVATION or key in merged:
                 continue
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)

@@ -163,7 +163,8 @@ def space_problem(seen: Seen, lock: Lock, settings: Settings, at_once: Callable[
         return []
     if (settings.drain and settings.readmit) or at_once():
         return []
-    mend = 'waves = ["100%"] without --limit, or `drain` and `readmit`, or embedding_space_change = "mixed-accepted"'
+    one = 'one wave for all (waves = ["100%"], no host with a `wave` of its own, max_failed_hosts = 0, no --limit)'
+    mend = f'{one}, or `drain` and `readmit`, or embedding_space_change = "mixed-accepted"'
     return [f"answers in embedding space {here}; the release's is {there}, and waves would mix them. Next: {mend}"]
 
 

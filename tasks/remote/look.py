@@ -134,13 +134,13 @@ def images():
 
 
 def gpus():
-    """[{name, driver, free and total memory in bytes}], or None where no nvidia-smi answers."""
-    query = "--query-gpu=name,driver_version,memory.free,memory.total"
+    """[{name, driver}], or None where no nvidia-smi answers."""
+    query = "--query-gpu=name,driver_version"
     text = output("nvidia-smi", query, "--format=csv,noheader,nounits")
     if text is None:
         return None
-    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 3]
-    return [{"name": r[0], "driver": r[1], "free_bytes": int(r[2]) << 20, "bytes": int(r[3]) << 20} for r in rows]
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 1]
+    return [{"name": name, "driver": driver} for name, driver in rows]
 
 
 def reached(targets, within=2.0):

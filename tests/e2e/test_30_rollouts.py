@@ -196,6 +196,8 @@ def test_a_host_says_its_wave_and_one_out_of_service_is_left_out_and_caught_up(s
         try:
             run = fleet("deploy.py", inventory=inventory)
             status = fleet("tasks/status.py", inventory=inventory)
+            fit = fleet("tasks/preflight.py", inventory=inventory)
+            back = fleet("--dry", "tasks/rollback.py", inventory=inventory)
         finally:
             lab.run("docker", "unpause", "lab-gpu4")
     assert run.code == 0, run.said[-2000:]
@@ -203,6 +205,8 @@ def test_a_host_says_its_wave_and_one_out_of_service_is_left_out_and_caught_up(s
     assert run.host("lab-gpu4")["state"] == "out of service" and "its fan is broken" in run.said
     assert status.host("lab-gpu4")["why"] == "out of service: its fan is broken"
     assert current("lab-gpu4") == settled.release != current("lab-gpu3")
+    assert fit.code == 0 and fit.host("lab-gpu4")["state"] == "out of service", fit.said[-2000:]
+    assert back.report["plan"] == [HOSTS[:3]], "going back is at once, whatever is first on the way forward"
     back = deploy(None, *MIXED_REFUSED)  # it ends a mix, and makes none
     assert back.host("lab-gpu4")["state"] == "active" and back.host("lab-gpu3")["state"] == "unchanged"
 
@@ -288,6 +292,10 @@ def test_a_change_of_the_embedding_space_is_refused_until_the_operator_says_how(
     run = fleet("deploy.py", *MIXED_REFUSED)
     assert run.code == 1 and {run.host(name)["state"] for name in HOSTS} == {"unfit"}
     assert "embedding space" in run.host(CANARY)["why"] and [container(name) for name in HOSTS] == ids
+    some = fleet("--dry", "deploy.py", *MIXED_REFUSED, "--data", 'waves=["100%"]', "--data", "max_failed_hosts=1")
+    assert some.code == 1 and "max_failed_hosts = 0" in some.host(CANARY)["why"], (
+        "the one that fails would answer in the old"
+    )
     once = fleet("deploy.py", *MIXED_REFUSED, "--data", 'waves=["100%"]')
     assert once.code == 0, once.said[-2000:]
 

@@ -72,6 +72,9 @@ def test_rollback_moves_nobody_when_one_host_lacks_its_target(settled):
 def test_rollback_to_a_release_by_its_id(settled):
     deploy(settled.next)
     deploy("words")
+    on(CANARY, f"echo {settled.release} > {STORE}/previous")
+    for apart in (fleet("--dry", "tasks/rollback.py"), fleet("tasks/rollback.py")):
+        assert apart.code == 1 and "would take hosts to different releases" in apart.said
     run = fleet("tasks/rollback.py", "--data", f"release={settled.release}")
     assert run.code == 0 and {current(name) for name in HOSTS} == {settled.release}, run.said[-2000:]
     nowhere = fleet("tasks/rollback.py", "--data", f"release={'f' * 64}")
@@ -103,6 +106,11 @@ def test_a_run_that_is_for_no_gpu_host_is_no_success(settled):
     for task in ("rollback", "status", "verify"):
         run = fleet(f"tasks/{task}.py", "--limit", BASTION)
         assert run.code == 1 and "none is meant" in run.said
+    for task in ("lock", "have"):
+        run = fleet(f"tasks/{task}.py", "--limit", CANARY)
+        assert run.code == 1 and f"is about {BASTION}" in run.said
+    few = fleet("tasks/prune.py", "--limit", BASTION, "--limit", CANARY)
+    assert few.code == 1 and f"--exclude {BASTION}" in few.said, "another rollout may be pushing from there"
     misspelt = fleet("tasks/status.py", "--limit", CANARY, "--limit", "lab-gpu9")
     assert misspelt.code == 1 and "lab-gpu9 matches no host" in misspelt.said
 

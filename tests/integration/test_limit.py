@@ -25,9 +25,40 @@ def test_a_limit_that_matches_no_host_is_no_success(task):
     assert code == 1 and f"{task}: was not run for any host" in text
 
 
+@pytest.fixture
+def here(tmp_path):
+    """An inventory whose bastion is this machine, and whose GPU host is down."""
+    values = {"lock": "none", "models": [{"repo": "a/b", "revision": "main"}], "image": "docker-daemon:x:1"}
+    values |= {"model_store": str(tmp_path / "store")}
+    data = {**values, "ssh_hostname": "127.0.0.1", "ssh_port": 1}
+    (tmp_path / "here.py").write_text(f'bastion = [("@local", {values})]\ngpu_hosts = [("gpu-1", {data})]\n')
+    return str(tmp_path / "here.py")
+
+
 def test_an_inventory_that_is_misspelt_is_no_host_to_connect_to():
     code, text = said("-y", "inventories/prodd.py", "deploy.py")
     assert code == 1 and "there is no such inventory" in text and "inventories/prod.py" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--exclude", "gpu-99"], "--exclude gpu-99 matches no host"),
+        (["--sudo"], '"_sudo": True'),
+        (["--serial"], "would defeat the gates"),
+        (["--data", "_ignore_errors=true"], "unknown key '_ignore_errors'"),
+    ],
+)
+def test_what_would_be_half_obeyed_is_refused(here, words, expected):
+    code, text = said("-y", here, "tasks/status.py", *words)
+    assert code == 1 and expected in text and "raceback" not in text, text
+
+
+def test_a_command_for_the_bastion_needs_it_and_nobody_else(here):
+    code, text = said("-y", here, "tasks/have.py")
+    assert code == 0 and "1 of 1 as asked" in text, text
+    code, text = said("-y", here, "./tasks/have.py", "--limit", "gpu-99")
+    assert code == 1 and "was not run for any host" in text, text
 
 
 def test_what_is_not_ours_is_left_alone():

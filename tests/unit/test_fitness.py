@@ -181,7 +181,7 @@ def test_what_is_not_signed_is_named_with_the_command():
 def test_gpus_are_asked_for(seen, chosen, lock):
     wanted = chosen.model_copy(update={"gpus": 2, "min_driver": "550.54"})
     assert "no GPU" in complaints(seen, wanted, lock)[0]
-    seen["gpus"] = [{"name": "H100", "driver": "535.1", "free_bytes": 1, "bytes": 1}]
+    seen["gpus"] = [{"name": "H100", "driver": "535.1"}]
     assert len(complaints(seen, wanted, lock)) == 3
     seen["gpus"] *= 2
     seen["gpus"][0]["driver"] = "550.54.15"
@@ -284,3 +284,11 @@ def test_a_drive_that_cannot_take_the_bundle_is_named_before_anything_is_fetched
     assert fitness.unwritable(seen, far, {"a": 1000}, {}) == [], "what is there already needs no room"
     seen["bundle"] = drive(exists=False)
     assert "is not there" in fitness.unwritable(seen, far, {"a": 1000}, {})[0]
+
+
+@pytest.mark.parametrize(
+    ("version", "good"), [("2.26.1-4", True), ("v2.1", True), ("1.29.2", False), ("dev", False), ("", False)]
+)
+def test_compose_is_of_the_second_version(seen, chosen, lock, version, good):
+    seen["docker"]["compose"] = version
+    assert (complaints(seen, chosen, lock) == []) is good

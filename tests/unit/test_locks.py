@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 
 from tasks.lib import locks, release, settings
@@ -94,3 +97,11 @@ WHOLE = {"queries": ["q"], "vectors": {"query0": {"shape": [1, 2], "f16": "AAAAA
 )
 def test_goldens_are_whole(entry, good):
     assert locks.sound(entry) is good
+
+
+def test_goldens_that_somebody_formatted_anew_are_read_hashed_and_sent_as_they_are(lock, values, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "FOLDER", tmp_path)
+    text = json.dumps({"release": lock.id, "classes": {"cpu": {**WHOLE, "queries": ["facturé"]}}}, ensure_ascii=False)
+    (tmp_path / "lab.goldens.json").write_text(text, encoding="utf-8")
+    found = locks.Goldens(settings.check([("x", values)]))
+    assert found.text(lock) == text and found.digest(lock) == hashlib.sha256(text.encode()).hexdigest()

@@ -86,3 +86,17 @@ def test_the_report_keeps_failures_last_and_gives_the_retry(capsys):
 def test_no_password_of_the_command_line_is_reported():
     words = ["-y", "--ssh-password", "hunter2", "--ssh-key-password=hunter3", "deploy.py"]
     assert report.told(words) == ["-y", "--ssh-password", "…", "--ssh-key-password=…", "deploy.py"]
+    words = [
+        "--password",
+        "hunter4",
+        "--key-password=hunter5",
+        "--data",
+        "ssh_password=hunter6",
+        "--data=_sudo_password=7",
+    ]
+    assert not any(char.isdigit() for word in report.told(words) for char in word)
+    assert report.told(["--data", "soak=3", "--ssh-password-prompt", "x.py"])[1:] == [
+        "soak=3",
+        "--ssh-password-prompt",
+        "x.py",
+    ]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from pyinfra.api.exceptions import PyinfraError
 
 from tasks.lib import report, table
+
+ROOT = Path(__file__).parents[2]
 
 
 class State:
@@ -29,15 +35,15 @@ class State:
 def told(monkeypatch, tmp_path, capsys):
     """told(known, …): the report of a run that knows this -> (whether all is well, what it said)."""
     monkeypatch.setattr(report, "FOLDER", tmp_path / "reports")
-    for name, empty in (("RESULTS", {}), ("UNREACHED", {}), ("FAILED", [])):
+    for name, empty in (("RESULTS", {}), ("UNREACHED", {}), ("FAILED", []), ("BEGUN", {})):
         monkeypatch.setattr(report, name, empty)
     monkeypatch.setattr(sys, "argv", ["pyinfra", "-y", "inventories/prod.py", "tasks/status.py"])
 
-    def write(known, reached=None):
+    def write(known, reached=None, why="", plan=None):
         for name, values in known.items():
             report.record(name, **values)
         state = State(*(known if reached is None else reached))
-        good = report.Report(state, dict.fromkeys(known, "gpu"), None, table.STATUS, None, None).write()
+        good = report.Report(state, dict.fromkeys(known, "gpu"), None, table.STATUS, plan, None).write(why)
         return good, capsys.readouterr().err
 
     return write
@@ -68,6 +74,27 @@ def test_no_run_begins_whose_report_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "FOLDER", tmp_path / "reports")
     with pytest.raises(PyinfraError, match="cannot be written"):
         report.install(State(), {}, None)
+
+
+def test_work_that_was_cut_is_not_done_whatever_was_done_before(told):
+    report.BEGUN["a"] = ("stage", time.time() - 3, {"ok": False})
+    good, said = told({"a": {"state": "proven"}, "b": {"state": "proven"}}, why="stopped by SIGINT")
+    assert not good and "a: stopped by SIGINT" in said and "1 of 2 as asked" in said
+    assert [(each["phase"], each["ok"]) for each in report.RESULTS["a"]["phases"]] == [("stage", False)]
+
+
+def test_a_row_has_its_wave(told, tmp_path):
+    told({name: {"state": "active"} for name in "abc"}, plan=lambda: [["b"], ["a"]])
+    last = json.loads((tmp_path / "reports/last.json").read_text())
+    assert {name: row["wave"] for name, row in last["hosts"].items()} == {"a": 2, "b": 1, "c": None}
+
+
+@pytest.mark.parametrize(("failed", "code"), [([], 0), (["a"], 1)])
+def test_what_the_report_calls_failed_is_the_exit_code(failed, code):
+    """pyinfra has chosen its own before the report is written."""
+    words = "import sys; sys.argv = ['pyinfra', 'inventories/prod.py', 'deploy.py']; import config, tasks.lib.run"
+    said = f"{words}; config.report.FAILED.extend({failed})"
+    assert subprocess.run([sys.executable, "-c", said], cwd=ROOT).returncode == code
 
 
 def test_a_closed_terminal_is_an_end_as_ctrl_c_is_unless_nohup_says_otherwise(monkeypatch, tmp_path):

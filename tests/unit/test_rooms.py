@@ -35,7 +35,7 @@ ROOMS = {
         f"tasks/lib/operations/{path.name}": ({"pyinfra", "gevent"}, OPERATIONS)
         for path in sorted((ROOT / "tasks/lib/operations").glob("*.py"))
     },
-    "tasks/lib/fleet.py": ({"pyinfra", "gevent", "paramiko"}, {"release", "facts", "report"}),
+    "tasks/lib/fleet.py": ({"pyinfra", "gevent", "paramiko"}, {"release", "settings", "facts", "report"}),
 }
 # The remote programs run where nothing of ours is installed: the standard library, release.py and what is shipped with
 # it, as of Python 3.9. look.py goes as text before anything is there, so it imports nothing of ours at all.

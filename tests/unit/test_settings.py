@@ -29,6 +29,11 @@ def test_what_pyinfra_reads_itself_is_left_alone(values):
     check(values, ssh_user="root", _sudo=True)
 
 
+def test_an_argument_of_pyinfra_that_would_defeat_the_gates_is_refused(values):
+    with pytest.raises(Refused, match="_ignore_errors"):
+        check(values, _ignore_errors=True)
+
+
 def test_an_unknown_key_names_the_nearest_known_one(values):
     with pytest.raises(Refused, match=r"group_data/all.py: has an unknown key 'bandwith_limit'; .*'bandwidth_limit'"):
         check(values, bandwith_limit=3)

@@ -120,7 +120,8 @@ def prove(lock: Lock, settings: Settings, goldens: Any):
         host.noop("unfit")
         return
     if goldens.has(lock):
-        report.record(host.name, proven=True, state="proven")
+        if not report.would_change(host.name):
+            report.record(host.name, proven=True, state="proven")
         host.noop("the release has goldens in git")
         return
     if not seen["docker"] or not seen["docker"]["compose"]:

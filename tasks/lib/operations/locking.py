@@ -8,7 +8,7 @@ from pyinfra import host, logger
 from pyinfra.api import operation
 
 from tasks.lib import locks, report
-from tasks.lib.calls import call, expect, fail, guarded
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded
 from tasks.lib.operations import fetching
 from tasks.lib.release import FORMAT, Refused, parse, release_id, sign_command, space, write
 from tasks.lib.settings import Settings
@@ -66,7 +66,8 @@ def settle(target: Any, settings: Settings, old: dict[str, Any] | None, wanted: 
         stays = report.pasteable("; the lock stays. Next: tasks/lock.py --data update=true") if keep else ""
         logger.info(f"    moved upstream: {line}{stays}")
     if dry:
-        state_word = "would change" if (news and not keep) or not old else "as locked"
+        other = old is None or old["asked"] != wanted or old["serve"] != locks.served(settings)
+        state_word = "would change" if other or (news and not keep) else "as locked"
         report.record(target.name, state=state_word, why="; ".join(news))
         return True
     models = old["models"] if keep and old else new["models"]
@@ -95,7 +96,8 @@ def accept_goldens(settings: Settings):
     """The embeddings that this host's smoke test left for the locked release become the goldens."""
 
     def work(host: Any) -> bool:
-        lock = locks.read_lock(settings, "INVENTORY")
+        lock = locks.read_lock(settings, report.inventory())
+        ensure_tool(host)
         found = expect(call(host, "engine", "embeddings", release=lock.id))
         locks.Goldens(settings).save(lock, found["embeddings"])
         report.record(host.name, state="locked", target=lock.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from tasks.lib.display import Pushes
 from tasks.lib.operations import signing
 from tasks.lib.release import Lock, Refused, blobs
 from tasks.lib.settings import Settings
-
-_pushes: dict[int, BoundedSemaphore] = {}
 
 
 @operation(is_idempotent=True)
@@ -124,6 +123,12 @@ def address(target: Any, settings: Settings) -> str:
     return settings.push_address or target.data.get("ssh_hostname") or target.name
 
 
+@cache
+def pushes(parallel: int) -> BoundedSemaphore:
+    """What lets so many hosts receive at once; one for the whole rollout."""
+    return BoundedSemaphore(parallel)
+
+
 def push(target: Any, settings: Settings, need: Mapping[str, int]) -> Mapping[str, Any]:
     """Bastion to host, at most `push_parallel` at once; a failure is this host's alone."""
     if not need:
@@ -137,7 +142,7 @@ def push(target: Any, settings: Settings, need: Mapping[str, int]) -> Mapping[st
     def look() -> dict[str, Any]:
         return call(bastion, "push", "status", deadline=30).get("running", {})
 
-    with _pushes.setdefault(settings.push_parallel, BoundedSemaphore(settings.push_parallel)), Pushes.of(look):
+    with pushes(settings.push_parallel), Pushes.of(look):
         sent = call(
             bastion,
             "push",

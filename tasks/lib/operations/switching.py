@@ -14,6 +14,9 @@ from tasks.lib.calls import broken, call, can_switch, ensure_tool, expect, fail,
 from tasks.lib.release import Lock, Refused, contents, say, space
 from tasks.lib.settings import Settings
 
+NOT_READMITTED = ", not readmitted"  # what remote/switch.py says of a host whose `readmit` failed
+AWAY = f"active{NOT_READMITTED}"
+
 
 @operation(is_idempotent=True)
 def activate(lock: Lock, settings: Settings):
@@ -25,7 +28,8 @@ def activate(lock: Lock, settings: Settings):
         return
     if standing.active(known["seen"], settings, lock, text) and not known.get("recreate"):
         changed = known.get("moved_bytes") or known.get("repaired")
-        report.record(host.name, confirmed=True, state="active" if changed else "unchanged")
+        if not report.would_change(host.name):
+            report.record(host.name, confirmed=True, state="active" if changed else "unchanged")
         host.noop("the service runs this release")
         return
     if not state.is_executing:
@@ -49,12 +53,16 @@ def withdraw(settings: Settings, hosts: list[str]):
         if not store["current"]:
             return fail(host, f"{why}; it served nothing before, so it stays", "not withdrawn")
         lock, text = standing.target(known["seen"], settings, store["current"])
+        bring_back(host, settings, lock, text)
         # Not `previous`: a rollback must not lead to what the fleet has just turned down.
-        if not go_back(host, settings, lock, text, why=why, previous=store["previous"] or lock.id):
-            stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
-            return fail(host, f"{why}, and going back failed: {known['why']}", stays)
+        back = switch(host, settings, lock, text, why=why, previous=store["previous"] or lock.id)
         report.record(host.name, confirmed=False)
-        return fail(host, why, "withdrawn")
+        if back:
+            return fail(host, why, "withdrawn")
+        if known["state"] == AWAY:
+            return fail(host, f"{why}; {known['why']}", f"withdrawn{NOT_READMITTED}")
+        stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
+        return fail(host, f"{why}, and going back failed: {known['why']}", stays)
 
     yield guarded(work, phase="withdraw", well="withdrawn")
 
@@ -102,15 +110,18 @@ def check_target(settings: Settings):
 def one_target(hosts: list[str]):
     """Hosts whose previous releases differ (a rollout that stopped half-way) go back only where the operator says."""
     targets = {name: report.RESULTS[name].get("target", "")[:12] for name in hosts}
-    if len(set(targets.values())) < 2:
+    if len(set(targets.values())) < 2 or "" in targets.values():  # in a --dry the last host knows of all
         report.record(host.name, agreed=True)
         host.noop("every host goes back to the same release")
         return
     where = ", ".join(f"{name} to {target}" for name, target in targets.items())
+    no = Refused("rollback", "would take hosts to different releases", "one", where, "--data release=ID")
 
     def work(host: Any) -> bool:
-        raise Refused("rollback", "would take hosts to different releases", "one", where, "--data release=ID")
+        raise no
 
+    for name in [] if state.is_executing else hosts:
+        report.record(name, state="failed", why=str(no))
     yield guarded(work)
 
 
@@ -126,15 +137,9 @@ def roll_back(settings: Settings):
             report.record(host.name, confirmed=True, state="unchanged")
             return True
         # `previous` is where it goes: the same command again stays there, and does not come forward.
-        return go_back(host, settings, lock, text, why="rollback", previous=target)
+        return switch(host, settings, lock, text, why="rollback", previous=target)
 
     yield guarded(work, phase="activate")
-
-
-def go_back(target: Any, settings: Settings, lock: Lock, override: str, why: str, previous: str) -> bool:
-    """A switch to a release as it was confirmed."""
-    bring_back(target, settings, lock, override)
-    return switch(target, settings, lock, override, why, previous)
 
 
 def bring_back(target: Any, settings: Settings, lock: Lock, override: str) -> None:
@@ -181,18 +186,35 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
         recreate=bool(known.get("recreate")),
         previous=previous,
     )
+    if answer.get("token") and answer.get("state") == "awaiting":
+        answer = confirm(target, answer["token"], back)
+    became = str(answer.get("state") or "failed")
+    # What was looked at before is no more: the report says what serves now, or nothing where that is not known.
+    if became in ("active", AWAY):
+        report.record(target.name, switched=True, release=lock.id, space=space(lock), since=report.stamp(time.time()))
+        report.record(target.name, container=None, probe=answer.get("probe"), switch_seconds=answer.get("seconds"))
+    elif became in ("frozen", "unknown"):
+        report.record(target.name, release=None, space="unknown", since=None, container=None)
+    if not answer.get("ok"):
+        return fail(target, say(answer.get("error") or {}), became)
+    report.record(target.name, confirmed=True, state="active")
+    return True
+
+
+def confirm(target: Any, token: str, back: int) -> dict[str, Any]:
+    """Confirm over a new connection, and hear how the activation ended; `back`: seconds that going back may take."""
+    answer: dict[str, Any] = {}
     for _ in range(2):  # the answer may get lost; asking again does no harm
-        if answer.get("token") and answer.get("state") == "awaiting":
-            token = answer["token"]
+        try:
             with fleet.fresh(target):
                 answer = call(target, "switch", "confirm", token=token, within=back + 30, deadline=back + 60)
-            if not answer.get("ok") and "token" not in answer:
-                answer |= {"token": token, "state": "awaiting"}
-    if not answer.get("ok"):
-        state_word = answer.get("state") if answer.get("state") not in (None, "awaiting") else "failed"
-        return fail(target, say(answer.get("error") or {}), str(state_word))
-    report.record(target.name, confirmed=True, switched=True, state="active", release=lock.id)
-    report.record(target.name, probe=answer.get("probe"), switch_seconds=answer.get("seconds"))
-    # What was looked at before is no more: the report says what serves now.
-    report.record(target.name, space=space(lock), since=report.stamp(time.time()), container=None)
-    return True
+        except Refused as no:
+            if not answer:
+                raise  # it was never told, so it puts the old release back
+            answer = {"error": no.error}
+        if "state" in answer:
+            return answer
+    found = say(answer.get("error") or {})
+    what = "was told that the new release is confirmed; how that ended is not known"
+    lost = Refused(target.name, what, "its answer", found, "tasks/status.py, then the same again")
+    return {"ok": False, "state": "unknown", "error": lost.error}

@@ -1,0 +1,128 @@
+"""What the controller makes of a host's answers to a switch."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+
+from tasks.lib import calls, fleet, release, report, settings
+from tasks.lib.operations import switching
+
+OLD = "0" * 64
+AWAITING = {"ok": True, "state": "awaiting", "token": "1"}
+AWAY = {"ok": False, "state": "active, not readmitted", "error": {"where": "readmit", "what": "failed with code 1"}}
+LOST = {"ok": False, "error": {"where": "gpu1", "what": "`switch confirm` gave no answer"}}
+
+
+class Host:
+    name = "gpu1"
+
+    def log_styled(self, *words, **more):
+        pass
+
+
+@pytest.fixture
+def known(monkeypatch, values):
+    """What a run knows of a host that serves an old release."""
+    monkeypatch.setattr(report, "RESULTS", {})
+    seen = {"store": {"switching": False, "current": OLD, "previous": None}, "stack": {"override": "o", "project": "p"}}
+    report.record("gpu1", settings=settings.check([("x", values)]), seen=seen, release=OLD, space="old", state="ready")
+    return report.RESULTS["gpu1"]
+
+
+@pytest.fixture
+def answers(monkeypatch, known, lock):
+    """answers(first, …, refused=N): a switch on a host that answers so, and takes only N new connections -> success."""
+
+    def switch(*given, refused=99):
+        said, connections = iter(given), iter(range(refused))
+        monkeypatch.setattr(switching, "call", lambda *words, **more: dict(next(said)))
+
+        @contextlib.contextmanager
+        def fresh(target):
+            if next(connections, None) is None:
+                raise release.Refused("gpu1", "takes no new connection", next="it puts the old release back by itself")
+            yield
+
+        monkeypatch.setattr(fleet, "fresh", fresh)
+        return switching.switch(Host(), known["settings"], lock, "", why="deploy")
+
+    return switch
+
+
+def row(known):
+    return known["state"], known["release"], known["space"]
+
+
+def test_a_confirmed_switch_serves_the_new_release(answers, known, lock):
+    assert answers(AWAITING, {"ok": True, "state": "active"})
+    assert row(known) == ("active", lock.id, release.space(lock)) and known["confirmed"]
+
+
+def test_a_host_that_was_not_readmitted_serves_the_new_release_all_the_same(answers, known, lock):
+    assert not answers(AWAITING, AWAY)
+    assert row(known) == ("active, not readmitted", lock.id, release.space(lock)) and "confirmed" not in known
+
+
+def test_a_host_that_withdrew_serves_the_old_release_and_of_a_frozen_one_nothing_is_claimed(answers, known):
+    assert not answers({"ok": False, "state": "withdrawn", "error": {}})
+    assert row(known) == ("withdrawn", OLD, "old")
+    assert not answers(AWAITING, {"ok": False, "state": "frozen", "error": {}})
+    assert row(known) == ("frozen", None, "unknown")
+
+
+def test_an_answer_that_is_lost_is_asked_for_again(answers, known, lock):
+    assert answers(AWAITING, LOST, {"ok": True, "state": "active"}) and known["release"] == lock.id
+
+
+def test_after_the_confirmation_nobody_says_that_the_old_release_comes_back(answers, known):
+    assert not answers(AWAITING, LOST, refused=1)
+    assert row(known) == ("unknown", None, "unknown")
+    assert "back by itself" not in known["why"].partition("found")[0] and known["why"].endswith("then the same again")
+    assert not answers(AWAITING, LOST, LOST) and known["state"] == "unknown"
+
+
+def test_a_host_that_takes_no_new_connection_at_all_goes_back(answers, known):
+    with pytest.raises(release.Refused, match="takes no new connection"):
+        answers(AWAITING, refused=0)
+    assert known["release"] == OLD
+
+
+def withdrawn(monkeypatch, known, lock, *answers):
+    report.record("gpu1", state="active", release=lock.id, switched=True)
+    said = iter([AWAITING, *answers])
+    monkeypatch.setattr(switching, "host", Host())
+    monkeypatch.setattr(switching, "state", SimpleNamespace(failed_hosts=[SimpleNamespace(name="gpu2")]))
+    monkeypatch.setattr(fleet, "targets", lambda: [SimpleNamespace(name=name) for name in ("gpu1", "gpu2")])
+    monkeypatch.setattr(fleet, "fresh", lambda target: contextlib.nullcontext())
+    monkeypatch.setattr(switching, "put", lambda *words: True)
+    monkeypatch.setattr(switching, "call", lambda *words, **more: dict(next(said)))
+    old = SimpleNamespace(id=OLD, short=OLD[:12])
+    monkeypatch.setattr(switching.standing, "target", lambda *words: (old, "override"))
+    monkeypatch.setattr(switching, "space", lambda lock: "old")
+    for command in switching.withdraw._inner(settings=known["settings"], hosts=["gpu1"]):
+        assert not command.function(None, Host()), "the rollout failed, whatever becomes of this host"
+    return row(known)
+
+
+def test_a_host_that_is_taken_back_serves_the_old_release(monkeypatch, known, lock):
+    assert withdrawn(monkeypatch, known, lock, {"ok": True, "state": "active"}) == ("withdrawn", OLD, "old")
+    assert known["phases"][-1]["ok"], "and its phase did what it is for"
+
+
+def test_so_does_one_whose_readmit_fails_on_the_way_back(monkeypatch, known, lock):
+    assert withdrawn(monkeypatch, known, lock, AWAY) == ("withdrawn, not readmitted", OLD, "old")
+    assert "failed with code 1" in known["why"]
+
+
+def test_one_that_does_not_go_back_is_told(monkeypatch, known, lock):
+    state, serves, _ = withdrawn(monkeypatch, known, lock, {"ok": False, "state": "withdrawn", "error": {}})
+    assert (state, serves) == ("not withdrawn", lock.id)
+
+
+def test_a_host_that_cannot_be_looked_at_is_refused_in_words(known):
+    known["seen"] = None
+    with pytest.raises(release.Refused, match="gpu1: could not be looked at"):
+        calls.ensure_tool(Host())
