@@ -61,7 +61,7 @@ def withdraw(settings: Settings, hosts: list[str]):
             return fail(host, why, "withdrawn")
         if known["state"] == AWAY:
             return fail(host, f"{why}; {known['why']}", f"withdrawn{NOT_READMITTED}")
-        stays = known["state"] if known["state"] == "frozen" else "not withdrawn"
+        stays = known["state"] if known["state"] in ("frozen", "unknown") else "not withdrawn"
         return fail(host, f"{why}, and going back failed: {known['why']}", stays)
 
     yield guarded(work, phase="withdraw", well="withdrawn")
@@ -203,17 +203,18 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
 
 def confirm(target: Any, token: str, back: int) -> dict[str, Any]:
     """Confirm over a new connection, and hear how the activation ended; `back`: seconds that going back may take."""
-    answer: dict[str, Any] = {}
-    for _ in range(2):  # the answer may get lost; asking again does no harm
+    told, answer = False, {}
+    for _ in range(2):  # a connection may fail, an answer get lost; asking again does no harm
         try:
             with fleet.fresh(target):
+                told = True
                 answer = call(target, "switch", "confirm", token=token, within=back + 30, deadline=back + 60)
         except Refused as no:
-            if not answer:
-                raise  # it was never told, so it puts the old release back
-            answer = {"error": no.error}
+            answer = {"ok": False, "error": no.error}
         if "state" in answer:
             return answer
+    if not told:
+        return answer  # so it puts the old release back
     found = say(answer.get("error") or {})
     what = "was told that the new release is confirmed; how that ended is not known"
     lost = Refused(target.name, what, "its answer", found, "tasks/status.py, then the same again")
