@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from release import Refused
 
 CHUNK = 1 << 20
+# The locks that this process holds. What changes things for it, as `docker compose up`, has them too, and keeps the next
+# one out until it has ended, whatever became of us.
+HELD: list[int] = []
 
 
 def sync(folder):
@@ -126,7 +129,11 @@ def locked(path, what, within=0.0):
         file.truncate(0)
         file.write(f"pid {os.getpid()} since {now()}")
         file.flush()
-        yield
+        HELD.append(file.fileno())
+        try:
+            yield
+        finally:
+            HELD.remove(file.fileno())
 
 
 def held(path):

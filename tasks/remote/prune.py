@@ -41,6 +41,15 @@ def containers():
     return [([m.get("Source", "") for m in c["Mounts"]], c["Config"]["Image"], c["Image"]) for c in found]
 
 
+def lock_of(root):
+    """The lock of a release; Refused where it cannot be read, as nobody knows then which blobs it names."""
+    try:
+        return release.parse(read(os.path.join(root, "lock.json")) or "", f"{root}/lock.json")
+    except Refused as no:
+        mend = f"deploy.py of that release's lock, which brings it back; or rm -r {root}, if nothing uses it"
+        raise Refused(*(no.error.get(key, "") for key in ("where", "what", "expected", "found")), mend) from None
+
+
 def opened(root):
     """Paths below `root` that a process has open, mapped, or works in."""
     found = set()
@@ -110,7 +119,7 @@ def plan(store, keep, asked):
             if path == root or path.startswith(root + os.sep):
                 why.setdefault(name, what)
     kept = [name for name in names if name in why]
-    locks = {name: release.parse(read(os.path.join(folder, name, "lock.json")) or "", name) for name in names}
+    locks = {name: lock_of(os.path.join(folder, name)) for name in names}
     named = set(asked.get("blobs", [])).union(*(release.blobs(locks[name]) for name in kept))
     blobs = {}
     for entry in os.scandir(os.path.join(store, "blobs")):

@@ -28,22 +28,15 @@ class Records:
         line = json.dumps({"time": now(), "step": step, **more}, ensure_ascii=True)
         path = os.path.join(self.store, "journal.jsonl")
         try:
-            with open(path, "a", encoding="ascii") as file:
-                file.write(line + "\n")
+            with open(path, "a+b") as file:
+                # A line that a power cut or a full disk cut short ends here, and takes no other with it.
+                torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+                file.write(b"\n" * bool(torn) + line.encode("ascii") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             error.filename = error.filename or path
             raise
-
-    def last(self, *steps):
-        """Which of these steps the journal has last, or None; a line that a power cut mangled is none."""
-        for line in reversed((read(os.path.join(self.store, "journal.jsonl")) or "").splitlines()):
-            with contextlib.suppress(ValueError, AttributeError):
-                step = json.loads(line).get("step")
-                if step in steps:
-                    return step
-        return None
 
     def tell(self, step, **more):
         """A line that explains, and decides nothing: a full disk is no reason not to go on with what puts a host right."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 
 import bake
 import release
-from files import read
+from files import HELD, read
 from release import Refused
 
 MARKER = "# written by hf-offline"
@@ -30,7 +31,9 @@ class Service:
         return docker(*base, *self.files(), *words, timeout=timeout)
 
     def files(self, override=None):
-        name = next(n for n in STACK_FILES if os.path.isfile(os.path.join(self.stack, n)))
+        name = next((n for n in STACK_FILES if os.path.isfile(os.path.join(self.stack, n))), None)
+        if name is None:
+            raise Refused(self.stack, "has no compose file", " or ".join(STACK_FILES), "none", "is its disk mounted?")
         override = override or self.override
         return ["-f", os.path.join(self.stack, name), *(["-f", override] if os.path.exists(override) else [])]
 
@@ -82,7 +85,11 @@ class Service:
     def up(self, timeout, recreate=False):
         more = ["--force-recreate"] if recreate else []
         self.done("up", "-d", "--no-build", "--pull", "never", *more, self.name, timeout=timeout)
-        if f"  {LOADER}:\n" not in (read(self.override) or ""):  # left by a release that loaded itself
+        self.without_loader()
+
+    def without_loader(self):
+        """Remove what a release that loaded itself has left, where the override has none now."""
+        if f"  {LOADER}:\n" not in (read(self.override) or ""):
             self.clear(LOADER)
 
     def wait_healthy(self, deadline, was=None):
@@ -113,10 +120,11 @@ class Service:
             time.sleep(0.3)
 
     def soak(self, found, seconds):
-        """Nothing may happen for `seconds`: the same container, running, never restarted, not unhealthy."""
+        """Nothing may happen for `seconds`, which may be none: the same container, running, never restarted, not unhealthy."""
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            time.sleep(min(1, max(0, until - time.monotonic())))
+        while True:
+            left = until - time.monotonic()
+            time.sleep(min(1, max(0, left)))
             now = self.container()
             state = (now or {}).get("State", {})
             health = (state.get("Health") or {}).get("Status")
@@ -126,6 +134,8 @@ class Service:
                 restarts = f"{(now or {}).get('RestartCount', '?')} restarts, {state.get('Status', 'no container')}"
                 said = f"{restarts}, {health or 'no health check'}: {self.logs()[-400:]}"
                 raise Refused(self.name, "did not stay up", f"no restart for {seconds:.0f} s", said)
+            if left <= 1:
+                return
 
     def check_inside(self, found, store, release_id, expect_env):
         """What runs is what was proven: image, mount and environment of the very process."""
@@ -147,10 +157,18 @@ class Service:
 
 
 def docker(*words, timeout=120):
-    try:
-        return subprocess.run(["docker", *words], capture_output=True, text=True, errors="replace", timeout=timeout)
-    except subprocess.TimeoutExpired as late:
-        return subprocess.CompletedProcess(late.cmd, 124, "", f"no answer within {timeout} s")
+    """A Docker command; it and its plugins end with us, or with their time, or else keep our locks held."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    more = {"text": True, "errors": "replace", "start_new_session": True, "pass_fds": HELD}
+    with subprocess.Popen(["docker", *words], **pipes, **more) as process:
+        try:
+            said, complained = process.communicate(timeout=timeout)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return subprocess.CompletedProcess(error.cmd, 124, "", f"no answer within {timeout} s")
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
 
 
 def ghost(said):

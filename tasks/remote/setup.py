@@ -23,6 +23,7 @@ UNIT = """[Unit]
 Description=Finish or undo a model switch that was interrupted (hf-offline)
 Wants=docker.service
 After=docker.service
+RequiresMountsFor={script}
 
 [Service]
 Type=oneshot

@@ -149,11 +149,12 @@ def linked_elsewhere(path, blob):
 
 
 def relink(store, root, tree):
-    """Point each hard link of a release at blobs/ again, by rename: after a repair the old inode must go everywhere."""
+    """Point each hard link of a release that is there at blobs/ again, by rename: after a repair the old inode must go
+    everywhere. What is not there is no link's matter: `build` makes such a release anew."""
     changed = []
     for path, sha256 in tree.blobs.items():
         blob, full = os.path.join(store, "blobs", sha256), os.path.join(root, path)
-        if os.path.exists(blob) and (not os.path.lexists(full) or not os.path.samefile(blob, full)):
+        if os.path.exists(blob) and os.path.isfile(full) and not os.path.samefile(blob, full):
             # Containers that mapped the old inode must be made anew, by this run's activation or a later one's.
             write(os.path.join(store, "state", "recreate"), "")
             staged = os.path.join(store, "releases", f".relink.{os.getpid()}")
@@ -161,6 +162,14 @@ def relink(store, root, tree):
             os.rename(staged, full)
             changed.append(path)
     return changed
+
+
+def tree_of(root):
+    """The tree of a release that is here, or None where nobody can read its lock: what is broken there is its own."""
+    try:
+        return layout.tree(release.parse(read(os.path.join(root, "lock.json")) or "", root))
+    except Refused:
+        return None
 
 
 def build(store, lock):
@@ -171,8 +180,8 @@ def build(store, lock):
     for name in os.listdir(os.path.join(store, "releases")):
         path = os.path.join(store, "releases", name)
         if release.SHA256.fullmatch(name):
-            other = tree if name == lock.id else layout.tree(release.parse(read(f"{path}/lock.json"), path))
-            if changed := relink(store, path, other):
+            other = tree if name == lock.id else tree_of(path)
+            if changed := relink(store, path, other) if other else []:
                 relinked[name] = changed
     if os.path.isdir(root) and not faults(store, root, tree):
         return {"built": False, "replaced": False, "relinked": relinked}
@@ -198,7 +207,9 @@ def build(store, lock):
     aside = os.path.isdir(root)
     if aside:
         # Not as its lock says, and never patched. A container may have it mounted, so it stays until nothing uses it.
-        os.rename(root, os.path.join(store, "releases", f".{lock.id}.{int(time.time())}.aside"))
+        # Whatever becomes of this run: the container must be made anew, as the mount of what is renamed goes with it.
+        write(os.path.join(store, "state", "recreate"), "")
+        os.rename(root, os.path.join(store, "releases", f".{lock.id}.{time.time_ns()}.aside"))
     os.rename(staged, root)
     sync(os.path.dirname(root))
     stamp(store, lock.id, "admit")

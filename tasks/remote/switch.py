@@ -1,7 +1,7 @@
 """Activates a release on a host, alone: journal, drain, switch, health, probe, soak, confirm; else it puts the old one back.
 
     switch activate --store S --release ID --stack DIR --override NAME --project P --service N
-                    --within SEC --soak SEC --confirm SEC [--recreate] [--previous ID]
+                    --within SEC --soak SEC --confirm SEC [--recreate] [--previous ID] [--lease ID]
                     (stdin: {"who", "why", "probe", "expect_env", "drain", "readmit"})
     switch check    --store S --release ID --stack DIR --override NAME --project P --service N     whether it could; changes nothing
     switch confirm  --store S --token T     over a new connection; prints how the activation ended
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 
+import lease
 import signed
 from files import answered, held, locked, noted, now, read, remove, write
 from probe import probe
@@ -54,6 +55,15 @@ def refuse_frozen(records):
         raise Refused(records.frozen, said, "no such file", str(why)[:800], "mend the service, then remove that file")
 
 
+def refuse_others_lease(args):
+    """A rollout whose line was cut, or that was stopped for a while, may have lost the host to another by now."""
+    holder = lease.show(args.store) or {}
+    if args.lease and holder.get("id") != args.lease:
+        found = lease.described(holder) if holder else "none"
+        what = "lost its lease: somebody took it, or the connection broke"
+        raise Refused(args.store, what, args.lease, found, "tasks/status.py, then the same again")
+
+
 def candidate_of(args):
     return os.path.join(args.store, "state", args.release, "compose.override.yaml")
 
@@ -75,8 +85,8 @@ def goldens_of(store, release_id, asked):
     path = os.path.join(store, "state", release_id, "goldens.json")
     try:
         found = json.loads(read(path) or "{}")
-        there = any(entry["queries"] for entry in found.get("classes", {}).values())
-    except (ValueError, AttributeError, TypeError, LookupError):
+        there = bool(next(iter(found["classes"].values()))["queries"])
+    except (ValueError, AttributeError, TypeError, LookupError, StopIteration):
         found, there = {}, False
     if asked and not there:
         mend = "deploy.py, which brings them; where smoke_command embeds nothing, no setting probe"
@@ -134,6 +144,7 @@ def activate(args, ask, tell):
     records = Records(args.store)
     service = Service(args.stack, args.override, args.project, args.service)
     refuse_frozen(records)
+    refuse_others_lease(args)
     recovered = recover(records)
     refuse_frozen(records)
     signed.check(args.store, args.release, args.signers)
@@ -145,7 +156,9 @@ def activate(args, ask, tell):
     intent |= {key: getattr(args, key) for key in ("stack", "override", "project", "service")}
     intent |= {"previous": args.previous or old}
     intent |= {"had_container": bool(was), "had_override": in_place is not None, "readmit": ask.get("readmit")}
-    intent |= {"was_running": bool(was) and was["State"]["Status"] == "running", "was_healthy": healthy(was)}
+    # One that crashes in a loop is left to it: "stopped" would outlast a reboot.
+    running = bool(was) and was["State"]["Status"] in ("running", "restarting")
+    intent |= {"was_running": running, "was_healthy": healthy(was)}
     records.journal("begin", **{key: intent[key] for key in ("from", "to", "who", "why")})
     if in_place is not None:
         write(records.before, in_place)
@@ -172,15 +185,25 @@ def activate(args, ask, tell):
         answer = {"changed": changed, "from": old, "to": args.release, "container": found["Id"], "probe": embedded}
         answer |= {"seconds": round(time.monotonic() - started, 2), "recovered": recovered}
         await_confirmation(records, args.confirm, tell, answer)
-        confirm(records, intent)
+        # While somebody was logging in, nobody looked.
+        service.soak(found, 0)
+        answer["probe"] = probe(ask.get("probe"), goldens)
+        deaf()
+        write(records.pending, json.dumps({**intent, "confirmed": True}))
     except Exception as error:  # whatever it is, the host goes back, and nothing interrupts that
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        deaf()
         other = Refused("activate", type(error).__name__, found=str(error))
         no, logs = (error if isinstance(error, Refused) else other).error, last_words(service)
         state = revert(records, intent)
         return {"ok": False, "state": state, "error": {**no, "where": f"{state}: {no['where']}"}, "logs": logs}
+    # Only forward from here: what fails now leaves the intent, with that word in it, to the next run.
+    confirm(records, intent)
     return finish(records, intent, {**answer, "state": "active"})
+
+
+def deaf():
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def healthy(container):
@@ -208,8 +231,8 @@ def await_confirmation(records, within, tell, answer):
 
 
 def confirm(records, intent):
+    """What a confirmed release changes in the records; written again where it was cut off."""
     records.journal("confirm", to=intent["to"])
-    # The journal's word decides what `recover` does: killed after it, the rest is written again.
     write(os.path.join(records.store, "current"), f"{intent['to']}\n")
     if intent["from"] != intent["to"]:
         write(os.path.join(records.store, "previous"), f"{intent['previous'] or ''}\n")
@@ -224,9 +247,11 @@ def finish(records, intent, answer):
         command("readmit", intent.get("readmit"))
     except Refused as no:
         records.tell("not readmitted", **no.error)
-        with contextlib.suppress(OSError):
-            write(records.away, json.dumps({"why": str(no)}))
         answer = {**answer, "ok": False, "state": f"{answer['state']}, not readmitted", "error": no.error}
+        try:
+            write(records.away, json.dumps({"why": str(no)}))
+        except OSError:
+            return answer  # a full disk: the intent stays, and the next run readmits
     else:
         remove(records.away)
     remove(records.pending)
@@ -254,7 +279,8 @@ def revert(records, intent):
                 time.sleep(1)  # an engine that restarts comes back
                 continue
             why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": last_words(service)}
-            write(records.frozen, json.dumps(why))
+            with contextlib.suppress(OSError):  # a full disk: the intent stays, and the next run tries again
+                write(records.frozen, json.dumps(why))
             records.tell("frozen", why=why["why"])
             return "frozen"
     records.tell("withdrawn", to=intent["from"])
@@ -263,6 +289,8 @@ def revert(records, intent):
 
 def put_back(records, service, intent, within, anew):
     """The records, the override and the service as they were when the switch began; `anew`: its containers go first."""
+    if anew:
+        service.clear()  # first, as its logs may be what fills the disk
     if intent["from"] and records.current() != intent["from"]:
         write(os.path.join(records.store, "current"), f"{intent['from']}\n")
     elif not intent["from"]:
@@ -271,8 +299,6 @@ def put_back(records, service, intent, within, anew):
         remove(service.override)
     elif read(service.override) != read(records.before):
         write(service.override, read(records.before))
-    if anew:
-        service.clear()
     if intent["was_running"]:
         was = service.container()
         service.up(within)
@@ -281,8 +307,10 @@ def put_back(records, service, intent, within, anew):
     elif intent["had_container"]:
         service.done("up", "--no-start", "--no-build", "--pull", "never", service.name)
         service.done("stop", service.name)
+        service.without_loader()
     else:
         service.done("rm", "--stop", "--force", service.name)
+        service.without_loader()
 
 
 def recover(records):
@@ -291,7 +319,7 @@ def recover(records):
     intent = records.intent() if read(records.frozen) is None else None
     if intent is None:
         return None
-    if records.last("begin", "confirm", "revert") == "confirm":
+    if intent.get("confirmed"):
         confirm(records, intent)
         return finish(records, intent, {"state": "active"})["state"]
     return revert(records, intent)
@@ -386,7 +414,7 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="switch")
     parser.add_argument("verb", choices=["activate", "check", "confirm", "recover"])
     parser.add_argument("--store", required=True)
-    for option in ("--release", "--stack", "--override", "--project", "--service", "--token", "--previous"):
+    for option in ("--release", "--stack", "--override", "--project", "--service", "--token", "--previous", "--lease"):
         parser.add_argument(option, default="")
     parser.add_argument("--within", type=float, default=600)
     parser.add_argument("--soak", type=float, default=0)
@@ -410,4 +438,5 @@ def run(args):
     while not engine_answers() and time.monotonic() < until:
         time.sleep(1)  # at boot the engine may still be on its way; to revert without it would freeze the host
     with alone(args.store, within=args.within):
-        return {"recovered": recover(Records(args.store))}
+        state = recover(Records(args.store))
+        return {"recovered": state, "ok": state in (None, "active", "withdrawn")}

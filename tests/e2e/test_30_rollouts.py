@@ -211,6 +211,16 @@ def test_a_host_says_its_wave_and_one_out_of_service_is_left_out_and_caught_up(s
     assert back.host("lab-gpu4")["state"] == "active" and back.host("lab-gpu3")["state"] == "unchanged"
 
 
+def test_a_service_that_loses_its_network_after_the_probe_is_not_confirmed(settled):
+    lock_version(settled.next)
+    running = background("deploy.py", "--data", "soak=6")
+    until("the canary soaks", lambda: journal(CANARY)[-1]["step"] == "soak")
+    on(CANARY, f"docker network disconnect -f light_default {container(CANARY)}")
+    assert running.wait(timeout=120) == 1
+    assert journal(CANARY)[-1]["step"] == "withdrawn" and current(CANARY) == settled.release
+    assert weights(CANARY) == weights(HOSTS[3]), "the old release answers"
+
+
 def test_drain_and_readmit_run_around_the_switch(settled):
     on(CANARY, "rm -f /tmp/lb")
     lock_version(settled.next)

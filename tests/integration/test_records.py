@@ -92,11 +92,9 @@ def test_a_drain_that_fails_or_hangs_says_so(monkeypatch):
         switch.command("drain", "sleep 30")
 
 
-@pytest.mark.parametrize(
-    "steps", [["begin", "confirm"], ["begin", "confirm", "unlock"], ["begin"], ["begin", "confirm", "begin"]]
-)
-def test_a_switch_that_was_killed_after_its_confirmation_is_recovered_forward(store, monkeypatch, steps):
-    """Also one of settings alone, where `current` stays the same."""
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_switch_that_was_killed_after_its_confirmation_is_recovered_forward(store, monkeypatch, confirmed):
+    """Also one of settings alone, where `current` stays the same; and an older one's word in the journal is not its."""
     monkeypatch.setattr(switch, "revert", lambda records, intent: "withdrawn")
     host, stack = records.Records(str(store)), store / "stack"
     stack.mkdir()
@@ -104,11 +102,9 @@ def test_a_switch_that_was_killed_after_its_confirmation_is_recovered_forward(st
     (store / "current").write_text("one\n")
     (store / "state/one/compose.confirmed.yaml").write_text("old settings")
     intent = {"from": "one", "to": "one", "previous": "none", "stack": str(stack), "override": "o.yml"}
-    (store / "state/pending").write_text(json.dumps({**intent, "project": "p", "service": "s"}))
-    for step in steps:
-        host.journal(step)
-    (store / "journal.jsonl").open("a").write("1\nnonsense\n")
-    confirmed = steps != ["begin"] and steps[-1] != "begin"
+    said = {"confirmed": True} if confirmed else {}
+    (store / "state/pending").write_text(json.dumps({**intent, "project": "p", "service": "s", **said}))
+    (store / "journal.jsonl").write_text('{"step": "confirm"}\n1\nnonsense\n{"step": "beg')
     assert switch.recover(host) == ("active" if confirmed else "withdrawn")
     settings = (store / "state/one/compose.confirmed.yaml").read_text()
     assert settings == ("new settings" if confirmed else "old settings")
@@ -146,3 +142,12 @@ def test_a_lease_whose_note_is_gone_is_still_held(store, text):
 def test_a_mangled_word_of_when_it_was_proven_is_none(store, text):
     (store / "state/one/verified-at").write_text(text)
     assert proving.proven(str(store), "one") is None and prune.order(str(store), "one") == 0
+
+
+def test_a_line_of_the_journal_that_was_cut_short_takes_no_other_with_it(store):
+    host = records.Records(str(store))
+    (store / "journal.jsonl").write_text('{"step": "unl')
+    for step in ("begin", "drain"):
+        host.journal(step)
+    cut, *lines = (store / "journal.jsonl").read_text().splitlines()
+    assert cut == '{"step": "unl' and [json.loads(line)["step"] for line in lines] == ["begin", "drain"]

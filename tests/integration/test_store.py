@@ -197,3 +197,30 @@ def test_a_look_names_what_is_gone_from_a_release_though_its_blobs_are_there(hos
         f"{model.repo}/snapshots/{model.commit}/model.safetensors",
     ]
     assert set(release.blobs(lock)) <= set(look.store(str(host.store))["blobs"])
+
+
+def test_a_release_that_was_built_anew_is_mounted_anew_whatever_becomes_of_the_run(host, document, lock, contents):
+    fill(host, contents)
+    admit(host, document)
+    mark, ref = host.store / "state/recreate", next((host.store / "releases" / lock.id).rglob("refs/main"))
+    assert not mark.exists()
+    ref.parent.chmod(0o755)
+    ref.unlink()
+    assert admit(host, document)["replaced"] and mark.exists(), "this run may end before it activates"
+
+
+def test_what_is_broken_in_one_release_is_no_matter_of_another(host, document, lock, contents):
+    fill(host, contents)
+    admit(host, document)
+    root = host.store / "releases" / lock.id
+    blobs = next(root.rglob("blobs"))
+    shutil.rmtree(blobs)
+    later = json.loads(json.dumps(document))
+    later["serve"]["dtype"] = "float32"
+    assert admit(host, later)["built"]
+    assert not list((host.store / "releases").glob(".relink*"))
+    (root / "lock.json").chmod(0o644)
+    (root / "lock.json").write_text("")
+    later["serve"]["dtype"] = "float16"
+    assert admit(host, later)["built"]
+    assert admit(host, document)["replaced"] and blobs.is_dir() and (root / "lock.json").read_text(), "and it is mended"

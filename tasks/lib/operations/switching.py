@@ -185,6 +185,7 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
         confirm=settings.confirm_deadline,
         recreate=bool(known.get("recreate")),
         previous=previous,
+        lease=known.get("lease"),
     )
     if answer.get("token") and answer.get("state") == "awaiting":
         answer = confirm(target, answer["token"], back)
