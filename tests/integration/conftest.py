@@ -126,7 +126,8 @@ def sshd(tmp_path, host, bastion):
     process.terminate()
     process.wait()
     assert pwd.getpwnam(USER)
-    subprocess.run(["userdel", USER], check=True)
+    # A process in a lab's container may have the same number, and counts as this user's.
+    subprocess.run(["userdel", "--force", USER], check=True)
     shutil.rmtree(f"/var/lib/{USER}")
 
 
