@@ -142,11 +142,11 @@ class Report(BaseStateCallback):
         if self.written:
             return True
         self.written = True
-        cut = list(BEGUN)
+        cut = {name: what for name, (what, *_) in BEGUN.items()}
         for name in cut:
             end_phase(name)
         wave = {name: number for number, names in enumerate(self.plan() if self.plan else [], 1) for name in names}
-        rows = {name: self.row(name, why, name in cut) | {"wave": wave.get(name)} for name in self.roles}
+        rows = {name: self.row(name, why, cut.get(name)) | {"wave": wave.get(name)} for name in self.roles}
         good = bool(rows) and all(row["state"] in GOOD for row in rows.values())
         failed = [name for name, row in rows.items() if row["state"] not in GOOD]
         meant = {RESULTS.get(name, {}).get("target") or row["release"] for name, row in rows.items()} - {None}
@@ -174,8 +174,8 @@ class Report(BaseStateCallback):
         table.show(document, failed, self.columns, where)
         return good
 
-    def row(self, name: str, why: str, cut: bool) -> dict[str, Any]:
-        """`why` the run was stopped, or "", and whether that cut this host's work."""
+    def row(self, name: str, why: str, cut: str | None) -> dict[str, Any]:
+        """`why` the run was stopped, or "", and which phase of this host's that `cut`, if any."""
         host = self.state.inventory.get_host(name)
         known = RESULTS.get(name, {})
         row = {"role": self.roles[name], "state": known.get("state", "incomplete"), "why": known.get("why", "")}
@@ -188,12 +188,16 @@ class Report(BaseStateCallback):
             row |= {"state": "failed", "why": row["why"] or "see the lines above"}
         elif (
             row["state"] == "incomplete"
-            or cut
+            or cut is not None
             or (row["state"] in ON_THE_WAY and (why or (self.rollout and not dry())))
         ):
             reason = why or "the run ended before this host was finished"
             row |= {"state": "incomplete", "why": "; ".join(filter(None, [row["why"], reason]))}
-        return row | {key: known.get(key) for key in FIELDS}
+        row |= {key: known.get(key) for key in FIELDS}
+        if cut in ("activate", "withdraw"):
+            goes = "its switch ends by itself there, most likely back in the old release: tasks/status.py"
+            row |= {"release": None, "space": "unknown", "container": None, "why": pasteable(f"{row['why']}; {goes}")}
+        return row
 
 
 def told(words: Sequence[str]) -> list[str]:

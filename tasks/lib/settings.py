@@ -241,7 +241,7 @@ def _refused(error: ValidationError, origin: Mapping[str, str], files: Sequence[
     places = [".".join(str(part) for part in each["loc"] if not MEMBER.fullmatch(str(part))) for each in every]
     about = [each for each, place in zip(every, places, strict=True) if place == places[0]]
     mend, found = "README, Settings", every[0].get("input")
-    if origin.get(top) == "--data" and isinstance(found, int | float):
+    if origin.get(top) == "--data" and every[0]["type"] == "string_type" and isinstance(found, int | float):
         mend = f"""a number is meant as a text: in quotes, --data '{top}="…"'"""
     expected = " or ".join(SHOULD.sub("", str(each["msg"])) for each in about)
     return Refused(origin[top], f"{places[0]} is not right", expected, repr(found)[:80], mend)

@@ -104,9 +104,10 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
     if not seen or "container" not in seen:
         return {}
     store, container, lease = seen["store"], seen["container"] or {}, seen["store"]["lease"]
+    up = container.get("state") == "running"
     gpu = (seen["gpus"] or [None])[0]
     return {
-        "release": store["current"],
+        "release": container.get("release") if up else None,  # not what the record says, but what runs
         "from": store["current"],
         "since": store["since"],
         "space": space_of(seen),

@@ -113,12 +113,14 @@ def about_waves(plan: list[list[str]]) -> list[str]:
 
 
 def about_spaces(hosts: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each way that embedding spaces change, whatever of it was done: vectors of two do not compare."""
+    """A line for each way that embedding spaces change, and how much of it was done: vectors of two do not compare."""
     moves = Counter((row["from_space"], row["to_space"]) for row in hosts.values() if row["to_space"])
+    done = Counter((row["from_space"], row["space"]) for row in hosts.values())
     return [
-        f"embedding space: {old} -> {new} on {count} host{'s' * (count != 1)}; an index made in one does not answer for the other"
-        for (old, new), count in sorted(moves.items())
-        if old not in (None, "none", new)
+        f"embedding space: {move[0]} -> {move[1]} on {count} host{'s' * (count != 1)}, {done[move]} moved; an index made in one "
+        "does not answer for the other"
+        for move, count in sorted(moves.items())
+        if move[0] not in (None, "none", move[1])
     ]
 
 

@@ -18,6 +18,7 @@ Whatever else lies there is neither read nor deleted. One JSON line on standard 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -95,7 +96,9 @@ def put_all(store, folder, part_size, document, until):
     about = told(document, lock, plan, part_size, {k: v for k, v in all_blobs.items() if k not in carried})
     manifest = os.path.join(folder, "bundle.json")
     lacking, old = [piece for piece in plan if not whole(folder, piece)], stale(folder, plan)
+    sums = "".join(f"{piece.sha256}  {piece.name}\n" for piece in plan)
     answer = {
+        "sums": hashlib.sha256(sums.encode()).hexdigest(),
         "written": sum(piece.size for piece in lacking),
         "bytes": sum(piece.size for piece in plan),
         "parts": len(about["parts"]),
@@ -120,7 +123,6 @@ def put_all(store, folder, part_size, document, until):
         if lacking and not whole(folder, piece):
             where = os.path.join(folder, piece.name)
             raise Refused(where, "does not read back as it was written", piece.sha256, next="another drive")
-    sums = "".join(f"{piece.sha256}  {piece.name}\n" for piece in plan)
     write(os.path.join(folder, "SHA256SUMS"), sums, None)
     write(manifest, json.dumps(about, indent=1, sort_keys=True) + "\n", None)
     return {**answer, "changed": True}

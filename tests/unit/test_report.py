@@ -83,6 +83,14 @@ def test_work_that_was_cut_is_not_done_whatever_was_done_before(told):
     assert [(each["phase"], each["ok"]) for each in report.RESULTS["a"]["phases"]] == [("stage", False)]
 
 
+def test_of_a_switch_that_was_cut_nobody_says_what_serves(told, tmp_path):
+    report.BEGUN["a"] = ("activate", time.time() - 3, {"ok": False})
+    said = told({name: {"state": "ready", "release": "f" * 64} for name in "ab"}, why="stopped by SIGINT")[1]
+    rows = json.loads((tmp_path / "reports/last.json").read_text())["hosts"]
+    assert (rows["a"]["release"], rows["b"]["release"]) == (None, "f" * 64)
+    assert "a: stopped by SIGINT; its switch ends by itself there" in said
+
+
 def test_a_row_has_its_wave(told, tmp_path):
     told({name: {"state": "active"} for name in "abc"}, plan=lambda: [["b"], ["a"]])
     last = json.loads((tmp_path / "reports/last.json").read_text())
@@ -126,10 +134,11 @@ def test_what_to_run_next_can_be_pasted(told):
 
 
 def test_a_change_of_the_embedding_space_is_told_once_for_all_hosts(told):
-    known = {name: {"state": "in order", "from_space": "old", "to_space": "new"} for name in "ab"}
+    known = {name: {"state": "in order", "from_space": "old", "to_space": "new", "space": "old"} for name in "ab"}
+    known["a"]["space"] = "new"
     known |= {"c": {"state": "in order", "from_space": "new", "to_space": "new"}}
     known |= {"d": {"state": "in order", "from_space": "none", "to_space": "new"}}
-    assert told(known)[1].count("embedding space: old -> new on 2 hosts;") == 1
+    assert told(known)[1].count("embedding space: old -> new on 2 hosts, 1 moved;") == 1
 
 
 def test_a_fleet_on_two_releases_is_told_though_each_host_is_in_order(told):

@@ -141,6 +141,8 @@ def test_digits_on_the_command_line_are_to_be_quoted(values):
     with pytest.raises(Refused) as no:
         settings.check([("--data", {"release": 1234}), ("group_data/all.py", values)])
     assert str(no.value).endswith("""in quotes, --data 'release="…"'"""), "and 0123 is not taken for 123"
+    with pytest.raises(Refused, match=r"expected a valid boolean, found 1\. Next: README, Settings"):
+        settings.check([("--data", {"update": 1}), ("group_data/all.py", values)])
 
 
 def test_a_value_that_stands_nowhere_names_the_files_where_it_could(values):

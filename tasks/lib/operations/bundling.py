@@ -25,7 +25,7 @@ HAVE = report.FOLDER / "have.json"
 WHEELS = 100_000_000  # bytes set aside before pip has said how many they are: 63 MB for Python 3.10 and 3.11
 README = """\
 Release {release} of {model}, for hosts without a network. On the far control machine (Python {python}, Linux as the bastion's), in this directory:
-1. sha256sum -c --quiet SHA256SUMS, and compare the release id above with the sender's by another way (telephone, ticket).
+1. sha256sum SHA256SUMS: compare with what the sender tells you by another way (telephone, ticket), and unpack nothing before that; then sha256sum -c --quiet SHA256SUMS
 2. tar xf tool.tar.gz -C ~ (over an older hf-offline/, if there is one); mkdir -p ~/hf-offline/group_data/locks && {copy}
 3. python3 -m venv ~/hf-offline/.venv && ~/hf-offline/.venv/bin/pip install --no-index --find-links wheels -r ~/hf-offline/requirements.txt
 4. This directory to the far bastion (a mounted drive, or a copy); in group_data there: source = "bundle", bundle = "/its/path".
@@ -132,6 +132,7 @@ def bundle(lock: Lock, settings: Settings, goldens: Any, have: Mapping[str, int]
         told = expect(call(host, "bundle", "write", document=json.dumps(document), deadline=within + 600, **more))
         others = {"the rest": told["bytes"] - sum(carried.values())}
         good, line = fitness.fits(carried, others, settings)
+        line += f"; tell the far side by another way: sha256 of SHA256SUMS is {told['sums']}"
         report.record(host.name, state="written" if told["changed"] else "unchanged", why=line)
         report.record(host.name, bundle_bytes=told["bytes"], bundle_parts=told["parts"], written_bytes=told["written"])
         return good or fail(host, line)
