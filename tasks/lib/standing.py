@@ -90,12 +90,15 @@ def locked_here(seen: Seen, release_id: str | None) -> Lock | None:
     return lock if lock.id == release_id else None
 
 
-def space_of(seen: Seen) -> str:
-    """The embedding space that the host answers in: an id, "none" where nothing is active, "unknown" where unreadable."""
-    current = seen["store"]["current"]
-    if not current:
+def space_of(seen: Seen, release_id: str | None = None) -> str:
+    """The embedding space that the host answers in: an id, "none" where nothing is active, "unknown" where unreadable.
+
+    That of its record, or of `release_id`, which may run there in the middle of a switch.
+    """
+    found = release_id or seen["store"]["current"]
+    if not found:
         return "none"
-    lock = locked_here(seen, current)
+    lock = locked_here(seen, found)
     return space(lock) if lock else "unknown"
 
 
@@ -104,13 +107,14 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
     if not seen or "container" not in seen:
         return {}
     store, container, lease = seen["store"], seen["container"] or {}, seen["store"]["lease"]
-    up = container.get("state") == "running"
+    # Not what the record says, but what runs.
+    serves = container.get("release") if container.get("state") == "running" else None
     gpu = (seen["gpus"] or [None])[0]
     return {
-        "release": container.get("release") if up else None,  # not what the record says, but what runs
+        "release": serves,
         "from": store["current"],
         "since": store["since"],
-        "space": space_of(seen),
+        "space": space_of(seen, serves),
         "from_space": space_of(seen),
         "container": condition(container) + _restarts(container) if container else None,
         "gpu": f"{len(seen['gpus'])} x {gpu['name']}, driver {gpu['driver']}" if gpu else None,

@@ -220,3 +220,13 @@ def test_a_service_that_crashes_in_a_loop_does_not_look_as_if_nothing_were(serve
     assert standing.told(served, wanted)["container"] == "healthy"
     served["container"]["restarts"] = 8
     assert standing.told(served, wanted)["container"] == "healthy, 8 restarts"
+
+
+def test_the_report_names_what_runs_and_not_what_the_record_says(served, wanted, lock):
+    told = standing.told(served, wanted)
+    assert (told["release"], told["from"], told["space"]) == (lock.id, lock.id, standing.space(lock))
+    served["store"]["current"] = "0" * 64  # in the middle of a switch
+    told = standing.told(served, wanted)
+    assert (told["release"], told["space"], told["from_space"]) == (lock.id, standing.space(lock), "unknown")
+    served["container"]["state"] = "exited"
+    assert standing.told(served, wanted)["release"] is None
