@@ -20,6 +20,7 @@ from pyinfra import logger
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand
 
 from tasks.lib import fleet, report
+from tasks.lib.facts import last_object
 from tasks.lib.release import Lock, Refused, say
 from tasks.lib.settings import Settings
 
@@ -76,9 +77,8 @@ def call(
         *[QuoteString(word) for word in words],
     )
     ok, output = fleet.run(target, command, document, deadline + 60)
-    try:
-        answer = json.loads(output.stdout_lines[-1])
-    except (IndexError, ValueError):
+    answer = last_object(output.stdout_lines)
+    if answer is None:
         what = f"`{' '.join(program)}` gave no answer"
         said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
         mend = "the same again, which ends what was begun"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,13 @@ class Host(FactBase[dict[str, Any] | None]):
         )
 
     def process(self, output: list[str]) -> dict[str, Any] | None:
-        try:
-            seen = json.loads(output[-1])
-        except (ValueError, IndexError):
-            return None
-        return seen if isinstance(seen, dict) else None
+        return last_object(output)
+
+
+def last_object(lines: Sequence[str]) -> dict[str, Any] | None:
+    """The last line that is a JSON object: what a shell says when it starts or ends is no answer."""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return None

@@ -21,7 +21,7 @@ from paramiko import SSHException
 from pyinfra import host, inventory, logger, state
 from pyinfra.api import BaseStateCallback, FunctionCommand, StringCommand, operation
 from pyinfra.api.exceptions import ConnectError, PyinfraError
-from pyinfra.connectors.util import CommandOutput, make_unix_command_for_host
+from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command_for_host
 
 from tasks.lib import report
 from tasks.lib.release import Refused
@@ -30,6 +30,9 @@ from tasks.lib.settings import ELEVATION
 # All that pyinfra does on a host goes through one ssh transport, and sshd allows ten sessions on it; one is kept for
 # SFTP, one for the display.
 SESSIONS = 8
+SILENCE = (
+    60  # seconds that a host may leave what we sent without an answer; the kernel's own limit is a quarter of an hour
+)
 _sessions: dict[str, BoundedSemaphore] = {}
 _connecting = BoundedSemaphore(1)
 
@@ -133,7 +136,7 @@ def run(target: Any, command: StringCommand, stdin: str | None, timeout: int) ->
         except (TimeoutError, OSError, SSHException, EOFError, ConnectError) as error:
             said = f"{target.name}: {type(error).__name__}: {error}"
             logger.error(said)
-            return False, CommandOutput([])
+            return False, CommandOutput([OutputLine("stderr", said)])
 
 
 def send(target: Any, data: bytes, path: str) -> bool:
@@ -162,14 +165,17 @@ class Leases:
         self.channels: dict[str, Any] = {}
 
     def take(self, target: Any, command: StringCommand) -> str:
-        """Start the holder; -> its one line of answer."""
+        """Start the holder; -> its one line of answer, or what the host says in place of that."""
         with _connecting:
             revive(target)
         words = make_unix_command_for_host(state, target, command, **elevation(target)).get_raw_value()
         try:
             stdin, stdout, stderr = target.connector.client.exec_command(words)
             stdout.channel.settimeout(60)
-            answer = stdout.readline()
+            lines = []
+            while (line := stdout.readline()) and not line.startswith("{"):  # a shell's start-up file may talk
+                lines.append(line.strip())
+            answer = line or " ".join([*lines, stderr.read().decode("utf-8", "replace").strip()])[-300:]
         except (TimeoutError, OSError, SSHException, EOFError) as error:
             raise Refused(target.name, "gives no lease", found=f"{type(error).__name__}: {error}") from None
         # paramiko closes a channel whose files are forgotten
@@ -199,13 +205,15 @@ leases = Leases()
 
 
 def tune(target: Any) -> None:
-    """Keep idle sessions alive, and no Nagle: paramiko's default costs 47 ms a command on a fast network."""
+    """Keep idle sessions alive, notice dead ones, and no Nagle: paramiko's default costs 47 ms a command on a fast network."""
     client = getattr(target.connector, "client", None)
     transport = client.get_transport() if client else None
     if transport is not None and transport.is_active():
         transport.set_keepalive(30)
         if isinstance(transport.sock, socket.socket):
             transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)
 
 
 def revive(target: Any) -> None:

@@ -148,22 +148,24 @@ def held(path):
     return False
 
 
+def refusal(error, where):
+    """Any exception as a Refused: a surprise is an answer too, and nobody reads a traceback on a GPU host."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, OSError):
+        return Refused(str(error.filename or where), "cannot be read or written", found=str(error.strerror or error))
+    import traceback
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__} at {os.path.basename(last.filename)}:{last.lineno}"
+    return Refused(where, what, found=str(error))
+
+
 def answered(work, where):
     """Run `work`, print its answer (or its refusal) as one line of ASCII JSON; -> exit code: 0 is yes, 1 is no."""
     try:
         answer = {"ok": True, **work()}
-    except Refused as no:
-        answer = {"ok": False, "error": no.error}
-    except OSError as error:
-        no = Refused(str(error.filename or where), "cannot be read or written", found=str(error.strerror or error))
-        answer = {"ok": False, "error": no.error}
-    except Exception as error:  # a surprise is an answer too: nobody reads a traceback on a GPU host
-        import traceback
-
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        no = Refused(
-            where, f"{type(error).__name__} at {os.path.basename(last.filename)}:{last.lineno}", found=str(error)
-        )
-        answer = {"ok": False, "error": no.error}
+    except Exception as error:
+        answer = {"ok": False, "error": refusal(error, where).error}
     print(json.dumps(answer, ensure_ascii=True, sort_keys=True), flush=True)
     return 0 if answer["ok"] else 1
