@@ -27,6 +27,8 @@ DELIVERIES = ("mount", "bake", "online")
 # Who may sign, by ssh-keygen's ALLOWED SIGNERS. No setting: who could change the path could point it at nothing.
 SIGNERS = "/etc/hf-offline/allowed_signers"
 NAMESPACE = "hf-offline"
+# Compose's variable for where the goldens of a smoke test are that has yet to pass.
+CANDIDATE = "HF_OFFLINE_CANDIDATE"
 
 # Weights as safetensors and plain data only: a pickle or a .py file is code that would run on a GPU host.
 TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -396,7 +398,7 @@ def image_ids(lock: Lock, baked: Mapping[str, Any] | None) -> tuple[str, ...]:
     """What an engine may call the image of this release; `baked`: a machine's own record (remote/bake.py), or None."""
     if lock.delivery != "bake":
         return lock.image.ids
-    return tuple(str(baked[key]) for key in ("config", "manifest")) if baked else ()
+    return tuple(str(baked.get(key)) for key in ("config", "manifest")) if baked else ()
 
 
 def mounted_right(lock: Lock, store: str, mounts: Mapping[str, str | None], home: str) -> bool:

@@ -59,7 +59,7 @@ FIELDS = (
     ),
     *("cosine", "latency_ms", "outbound_attempts", "seconds", "switch_seconds", "versions", "phases", "container"),
     *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
-    *("loaded_bytes", "bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
+    *("kept", "previous", "loaded_bytes", "bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
@@ -145,7 +145,8 @@ class Report(BaseStateCallback):
         cut = {name: what for name, (what, *_) in BEGUN.items()}
         for name in cut:
             end_phase(name)
-        wave = {name: number for number, names in enumerate(self.plan() if self.plan else [], 1) for name in names}
+        plan = self.plan() if self.plan else []
+        wave = {name: number for number, names in enumerate(plan, 1) for name in names}
         rows = {name: self.row(name, why, cut.get(name)) | {"wave": wave.get(name)} for name in self.roles}
         good = bool(rows) and all(row["state"] in GOOD for row in rows.values())
         failed = [name for name, row in rows.items() if row["state"] not in GOOD]
@@ -161,7 +162,7 @@ class Report(BaseStateCallback):
             "dry": dry(),
             "verdict": "ok" if good else "failed",
             "hosts": rows,
-            "plan": self.plan() if self.plan else [],
+            "plan": plan,
             "costs": self.costs,
             "contents": next((known["contents"] for known in RESULTS.values() if known.get("contents")), None),
             "retry": None if good else again(),

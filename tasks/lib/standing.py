@@ -25,6 +25,7 @@ def staged(seen: Seen, lock: Lock, override: str, signatures: Mapping[str, Any],
         and not seen["store"]["recreate"]
         and bool(about.get("verified"))
         and smoke.get("ok") is True
+        and not about.get("candidate")
         and about.get("override") == override
         and (goldens is None or about.get("goldens") == goldens)
         and (not signatures["lock"] or about.get("signed") == signatures)
@@ -119,6 +120,8 @@ def told(seen: Seen | None, settings: Settings) -> dict[str, Any]:
         "container": condition(container) + _restarts(container) if container else None,
         "gpu": f"{len(seen['gpus'])} x {gpu['name']}, driver {gpu['driver']}" if gpu else None,
         "disk_free_bytes": seen["store_filesystem"]["free_bytes"],
+        "kept": [name for name in store["releases"] or [] if name not in (store["current"], serves)],
+        "previous": store["previous"],
         "lease": None if lease is None else leased(lease),
     }
 
@@ -205,7 +208,7 @@ def target(seen: Seen, settings: Settings, asked: str) -> tuple[Lock, str]:
             "is not complete",
             "an activated release",
             f"no {lacks}, or not ours",
-            "deploy.py",
+            "deploy.py of that release's lock, which brings it back, or --data release=ID",
         )
     return lock, override
 
@@ -257,9 +260,11 @@ def drift(seen: Seen, settings: Settings) -> list[str]:
 
 def _service(seen: Seen, settings: Settings, lock: Lock, override: str) -> list[str]:
     container = seen.get("container")
+    if not seen["docker"]:
+        return ["no Docker Engine answers, so nobody knows what serves. Next: systemctl start docker"]
     if not container:
         return ["the service has no container"]
-    found = []
+    found = [f"the service {what}. Next: deploy.py, which makes it anew" for what in container["torn"]]
     if container["state"] != "running" or container["health"] not in (None, "healthy"):
         found.append(f"the service is {condition(container)}")
     about = seen["store"]["states"].get(lock.id) or {}

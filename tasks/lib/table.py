@@ -97,7 +97,7 @@ def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = 
     for name in failed:
         console.print(f"[bold red]{escape(name)}: {escape(document['hosts'][name]['why'])}[/]", soft_wrap=True)
     hosts = document["hosts"]
-    more = about_releases(hosts) + about_leases(hosts) if columns is STATUS else []
+    more = about_releases(hosts) + about_kept(hosts) + about_leases(hosts) if columns is STATUS else []
     waves = about_waves(document["plan"]) if document["dry"] else []
     for line in waves + about_spaces(hosts) + more:
         console.print(escape(line), soft_wrap=True)
@@ -126,9 +126,21 @@ def about_spaces(hosts: dict[str, dict[str, Any]]) -> list[str]:
 
 def about_releases(hosts: dict[str, dict[str, Any]]) -> list[str]:
     """A line where the hosts do not all serve the same: each may be in order, and the fleet half-way."""
-    serving = Counter((row["release"] or "none")[:12] for row in hosts.values() if row["state"] != "out of service")
+    silent = {"unreachable": "unknown", "unreadable": "unknown"}
+    there = [row for row in hosts.values() if row["state"] != "out of service"]
+    serving = Counter((row["release"] or silent.get(row["state"], "none"))[:12] for row in there)
     words = ", ".join(f"{name} on {count}" for name, count in serving.most_common())
     return [f"not one release: {words}"] if len(serving) > 1 else []
+
+
+def about_kept(hosts: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each release that some host has and does not serve: where tasks/rollback.py could take it."""
+    kept: dict[str, list[str]] = {}
+    for name, row in sorted(hosts.items()):
+        for release in row["kept"] or []:
+            word = f"{name} (its previous)" if release == row["previous"] else name
+            kept.setdefault(release, []).append(word)
+    return [f"also there: release {release[:12]} on {', '.join(names)}" for release, names in sorted(kept.items())]
 
 
 def about_leases(hosts: dict[str, dict[str, Any]]) -> list[str]:

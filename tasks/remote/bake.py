@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import layout
 import release
-from files import read, write
+from files import noted, write
 from release import Refused
 
 CHUNK = 1 << 20
@@ -63,8 +63,7 @@ def record_path(store, lock):
 
 def recorded(store, lock):
     """The digests of an earlier baking on this machine, or None."""
-    text = read(record_path(store, lock))
-    return json.loads(text) if text else None
+    return noted(record_path(store, lock)) or None
 
 
 def layer(out, root, lock):

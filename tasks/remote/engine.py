@@ -4,8 +4,12 @@
     engine load       --store S --within SEC   (stdin: lock)
     engine bring      --store S --release ID --project P --project-directory D --file F [--file F2] --within SEC
                       (stdin: lock)   delivery `online`: the service hf-model loads the volume; then every byte is hashed
+    engine candidate  --store S --release ID   (stdin: {name: text})   what is to be tested; -> its folder
     engine smoke      --store S --release ID --project P --project-directory D --file F [--file F2] --within SEC
     engine embeddings --store S --release ID
+
+What a smoke test takes (override, goldens) and says (smoke.json, embeddings.json) stays in state/<id>/candidate/ until one
+passes: what the release was proven with before stands till then, and is what a rollback goes by.
 
 Docker shows the config's digest as an image's id with its classic store and the manifest's with containerd's: both are
 in the lock, and either proves the image. One JSON line on standard output.
@@ -26,9 +30,11 @@ import time
 
 import bake
 import release
+import signed
 import volume
 from files import answered, digest, keep, locked, now, read, remove, write
-from release import Refused
+from records import Records
+from release import CANDIDATE, Refused
 from service import LOADER
 from store import held
 
@@ -86,13 +92,21 @@ def loaded(tag, deadline, feed):
         raise Refused(tag, what, "success", words, "look at Docker's disk and log")
 
 
-def smoke(args):
-    """Run the Compose service `smoke` once, bounded; its JSON goes to state/<release>/ and to the caller."""
-    # Whatever becomes of this test, an earlier one's yes is not its answer.
-    remove(os.path.join(args.store, "state", args.release, "smoke.json"))
-    answer, code = once(args, "smoke", "smoke test", "setting smoke_deadline")
-    folder = os.path.join(args.store, "state", args.release)
+def candidate(store, release_id, texts):
+    """The files that the next smoke test takes; what an earlier one left there, but its own signatures, goes."""
+    folder = Records(store).candidate(release_id)
     os.makedirs(folder, exist_ok=True)
+    for name in set(os.listdir(folder)) - {signed.SIGNED}:
+        remove(os.path.join(folder, name))
+    for name, text in texts.items():
+        write(os.path.join(folder, name), text)
+    return {"folder": folder}
+
+
+def smoke(args):
+    """Run the Compose service `smoke` once, bounded; its JSON goes to the caller, and with the candidate."""
+    folder = Records(args.store).candidate(args.release)
+    answer, code = once(args, "smoke", "smoke test", "setting smoke_deadline", env={CANDIDATE: folder})
     answer["at"] = now()
     kept = {key: value for key, value in answer.items() if key != "embeddings"}
     write(os.path.join(folder, "smoke.json"), json.dumps(kept, sort_keys=True))
@@ -102,18 +116,19 @@ def smoke(args):
         failing = [f"{check['name']}: {check['detail']}" for check in answer.get("checks", []) if not check["ok"]]
         error = answer.get("error") or {"where": "smoke test", "what": "says no", "found": "; ".join(failing)[:900]}
         return {"ok": False, "error": error, "checks": answer.get("checks")}
+    Records(args.store).pass_candidate(args.release)
     return answer
 
 
-def once(args, service, what, mend, more=()):
-    """Run a service of ours by Compose, bounded -> (its JSON, its exit code)."""
+def once(args, service, what, mend, more=(), env=None):
+    """Run a service of ours by Compose, bounded -> (its JSON, its exit code). `env`: variables that its file has."""
     name = f"hf-{service.removeprefix('hf-')}-{args.release[:12]}-{os.getpid()}"
     words = ["compose", "-p", args.project, "--project-directory", args.project_directory]
     for path in args.file:
         words += ["-f", path]
     words += ["--profile", "smoke", "run", "--rm", "-T", "--no-deps", "--name", name, *more, service]
     try:
-        done = docker(*words, stdin=subprocess.DEVNULL, timeout=args.within)
+        done = docker(*words, stdin=subprocess.DEVNULL, timeout=args.within, env={**os.environ, **(env or {})})
     except subprocess.TimeoutExpired as late:
         docker("rm", "-f", name)
         said = (late.stderr or b"").decode("utf-8", "replace")[-300:]  # bytes, whatever `text` says
@@ -166,7 +181,8 @@ def last_json(text):
 
 def embeddings(store, release_id):
     path = os.path.join(store, "state", release_id, "embeddings.json")
-    text = read(path)
+    # A test that did not pass is newer than the one that did: who accepts its embeddings has looked at them.
+    text = read(os.path.join(Records(store).candidate(release_id), "embeddings.json")) or read(path)
     if text is None:
         raise Refused(path, "does not exist", "embeddings of a smoke test", "no file", "deploy.py, until it stops")
     return {"embeddings": json.loads(text)}
@@ -235,7 +251,7 @@ def export(args):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="engine")
-    parser.add_argument("verb", choices=["export", "load", "bring", "smoke", "embeddings"])
+    parser.add_argument("verb", choices=["export", "load", "bring", "candidate", "smoke", "embeddings"])
     parser.add_argument("--store", required=True)
     for option in ("--release", "--project", "--project-directory", "--source", "--name"):
         parser.add_argument(option, default="")
@@ -247,6 +263,8 @@ def main(argv):
 
 
 def run(args):
+    if args.verb == "candidate":
+        return candidate(args.store, args.release, json.load(sys.stdin))
     if args.verb == "smoke":
         return smoke(args)
     if args.verb == "bring":

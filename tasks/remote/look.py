@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import socket
@@ -184,7 +185,7 @@ def stack(directory, service):
     }
 
 
-def container(project, service):
+def container(project, service, store):
     """The service's container: id, image, state, health, restarts, start, mounts, its process; None without one."""
     labels = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
     ids = output("docker", "ps", "-aq", "--no-trunc", "--filter", labels[0], "--filter", labels[1])
@@ -203,7 +204,33 @@ def container(project, service):
         "release": (found[0]["Config"]["Labels"] or {}).get("hf-offline.release"),
         "process": process(state["Pid"]),
         "mounts": {m["Destination"]: m.get("Source") for m in found[0]["Mounts"]},
+        "torn": torn(found[0], store) if state["Status"] == "running" else [],
     }
+
+
+def torn(found, store):
+    """What a running container was given and has no more: its network, the release's directory that it has mounted."""
+    asked, networks, words = (
+        found["HostConfig"].get("NetworkMode") or "",
+        found["NetworkSettings"]["Networks"] or {},
+        [],
+    )
+    if asked not in ("host", "none", "default") and not asked.startswith("container:"):
+        known = {*networks, *(network.get("NetworkID") for network in networks.values())}
+        words += [] if asked in known else [f"has lost its network {asked}"]
+    for mount in found["Mounts"]:
+        source, inside = mount.get("Source") or "", f"/proc/{found['State']['Pid']}/root{mount['Destination']}"
+        if source.startswith(os.path.join(store, "releases", "")) and inode(source) != inode(inside):
+            words.append(f"has mounted what is no longer {source}")
+    return words
+
+
+def inode(path):
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def process(pid):
@@ -214,6 +241,25 @@ def process(pid):
     except OSError:
         return None
     return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, _, value in pairs if key}
+
+
+def number(found):
+    return isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
+
+
+def verified(text):
+    """{"at", "epoch", …}: when a release was hashed here, or None where that cannot be read."""
+    found = record(text) or {}
+    return found if isinstance(found.get("at"), str) and number(found.get("epoch")) else None
+
+
+def smoke(text):
+    """A smoke test's answer, or None where it is none of ours."""
+    found = record(text) or {}
+    rows = [found.get(key) for key in ("cosine", "latency_ms", "versions")]
+    whole = all(row is None or isinstance(row, dict) for row in rows)
+    numbers = [value for row in rows[:2] if isinstance(row, dict) for value in row.values() if value is not None]
+    return found if found and whole and all(map(number, numbers)) and "outbound_attempts" in found else None
 
 
 def signers(path):
@@ -316,8 +362,10 @@ def store(path):
             names = ("verified-at", "smoke.json", STAGED, CONFIRMED, "baked.json", "signed.json")
             texts = {n: read(os.path.join(folder, n)) for n in names}
             about[name] = {
-                "verified": record(texts["verified-at"]),
-                "smoke": record(texts["smoke.json"]),
+                "verified": verified(texts["verified-at"]),
+                "smoke": smoke(texts["smoke.json"]),
+                # What is there was tested after that, and did not pass, or is being tested.
+                "candidate": os.path.isdir(os.path.join(folder, "candidate")),
                 "override": texts[STAGED],
                 "confirmed": texts[CONFIRMED],
                 "baked": record(texts["baked.json"]),
@@ -377,7 +425,7 @@ def look(ask):
     if ask.get("stack"):
         seen["stack"] = stack(ask["stack"], ask["service"])
         project = ask.get("project") or seen["stack"].get("project")
-        seen["container"] = container(project, ask["service"]) if project and seen["docker"] else None
+        seen["container"] = container(project, ask["service"], ask["store"]) if project and seen["docker"] else None
     return seen
 
 

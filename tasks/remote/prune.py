@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import bake
 import release
@@ -39,15 +40,6 @@ def containers():
     ids = docker("ps", "-aq", "--no-trunc").split()
     found = json.loads(docker("inspect", *ids)) if ids else []
     return [([m.get("Source", "") for m in c["Mounts"]], c["Config"]["Image"], c["Image"]) for c in found]
-
-
-def lock_of(root):
-    """The lock of a release; Refused where it cannot be read, as nobody knows then which blobs it names."""
-    try:
-        return release.parse(read(os.path.join(root, "lock.json")) or "", f"{root}/lock.json")
-    except Refused as no:
-        mend = f"deploy.py of that release's lock, which brings it back; or rm -r {root}, if nothing uses it"
-        raise Refused(*(no.error.get(key, "") for key in ("where", "what", "expected", "found")), mend) from None
 
 
 def opened(root):
@@ -94,7 +86,8 @@ def lines(path):
 def order(store, name):
     """When a release was proven here last, in seconds since the epoch."""
     epoch = noted(os.path.join(store, "state", name, "verified-at")).get("epoch")
-    return epoch if isinstance(epoch, (int, float)) else 0  # no record of ours: as if it had not been proven
+    # No record of ours, or one of the future, when the clock was wrong: as if it had not been proven.
+    return epoch if isinstance(epoch, (int, float)) and epoch <= time.time() + 86400 else 0
 
 
 def plan(store, keep, asked):
@@ -119,7 +112,8 @@ def plan(store, keep, asked):
             if path == root or path.startswith(root + os.sep):
                 why.setdefault(name, what)
     kept = [name for name in names if name in why]
-    locks = {name: lock_of(os.path.join(folder, name)) for name in names}
+    # Refused where one cannot be read, or is another's: nobody knows then which blobs that release has.
+    locks = {name: records.lock(name) for name in names}
     named = set(asked.get("blobs", [])).union(*(release.blobs(locks[name]) for name in kept))
     blobs = {}
     for entry in os.scandir(os.path.join(store, "blobs")):

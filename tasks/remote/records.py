@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 
-from files import now, read
+import release
+from files import now, read, sync
 from release import Refused
 
 
@@ -56,6 +57,32 @@ class Records:
             pass
         mend = f"journal.jsonl beside it tells what was under way; rm {self.pending}, then deploy.py"
         raise Refused(self.pending, "is no record of a switch", "a JSON object", ascii(text[:80]), mend)
+
+    def lock(self, release_id):
+        """The lock of a release that is here. Refused: nobody can read it, or it is another release's."""
+        root = os.path.join(self.store, "releases", release_id)
+        path, mend = os.path.join(root, "lock.json"), "deploy.py of that release's lock, which brings it back"
+        try:
+            found = release.parse(read(path) or "", path)
+        except Refused as no:
+            said = (no.error.get(key, "") for key in ("where", "what", "expected", "found"))
+            raise Refused(*said, f"{mend}; or rm -r {root}, if nothing uses it") from None
+        if found.id != release_id:
+            raise Refused(path, "is another release's lock", release_id[:12], found.short, mend)
+        return found
+
+    def candidate(self, release_id):
+        """Where what a release is tested with lies until its smoke test has passed; while it is there, none has."""
+        return os.path.join(self.store, "state", release_id, "candidate")
+
+    def pass_candidate(self, release_id):
+        """What a release was tested with becomes what it stands for: goldens, override, signatures, the test's own answer."""
+        folder, state = self.candidate(release_id), os.path.join(self.store, "state", release_id)
+        for name in sorted(os.listdir(folder)):
+            os.rename(os.path.join(folder, name), os.path.join(state, name))
+        sync(state)
+        os.rmdir(folder)
+        sync(state)
 
     def current(self):
         return (read(os.path.join(self.store, "current")) or "").strip() or None

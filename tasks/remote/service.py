@@ -12,6 +12,7 @@ import time
 import bake
 import release
 from files import HELD, read
+from records import Records
 from release import Refused
 
 MARKER = "# written by hf-offline"
@@ -139,7 +140,7 @@ class Service:
 
     def check_inside(self, found, store, release_id, expect_env):
         """What runs is what was proven: image, mount and environment of the very process."""
-        lock = release.parse(read(os.path.join(store, "releases", release_id, "lock.json")) or "", "lock.json")
+        lock = Records(store).lock(release_id)
         wanted = release.image_ids(lock, bake.recorded(store, lock))
         if found["Image"] not in wanted:
             raise Refused(self.name, "runs another image", " or ".join(wanted), found["Image"])

@@ -8,7 +8,8 @@ the control machine says. The machine's administrator writes that file; nothing 
 (certificates, namespaces, dates) is ssh-keygen's business: we do not read it. `--signers` is the tests' own list.
 
 state/<id>/signed.json holds the lock's text and both signatures, state/<id>/goldens.json is what the second one is of: so a
-rollback needs nobody. One JSON line on standard output.
+rollback needs nobody. What was sent lies in state/<id>/candidate/ until a smoke test has passed with it (engine.py).
+One JSON line on standard output.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import sys
 import tempfile
 
 import release
-from files import answered, read, write
+from files import answered, read, remove, write
+from records import Records
 from release import NAMESPACE, SIGNERS, Refused, sign_command
 
+SIGNED = "signed.json"
 WITHIN = 60  # seconds; ssh-keygen takes milliseconds
 
 
@@ -86,10 +89,10 @@ def is_of(release_id, path, found):
         raise Refused(path, "is another release's", str(release_id)[:12], str(found)[:12], "git checkout of that file")
 
 
-def kept(store, release_id, signers):
-    """state/<id>/signed.json, its lock verified and this release's own."""
-    path = os.path.join(store, "state", release_id, "signed.json")
-    text = read(path)
+def kept(signers, release_id, *folders):
+    """The first signed.json of these folders, its lock verified and this release's own."""
+    path = os.path.join(folders[-1], SIGNED)
+    text = next(filter(None, (read(os.path.join(folder, SIGNED)) for folder in folders)), None)
     if text is None:
         what = f"asks for a signature, and release {release_id[:12]} has none on this machine"
         names = ("group_data/locks/LOCK.json", "group_data/locks/LOCK.goldens.json")
@@ -103,7 +106,7 @@ def kept(store, release_id, signers):
 def check_lock(store, release_id, signers=SIGNERS):
     """Before bytes are admitted: the lock that they are held against is one that the operator signed."""
     if required(signers):
-        kept(store, release_id, signers)
+        kept(signers, release_id, Records(store).candidate(release_id), os.path.join(store, "state", release_id))
 
 
 def check(store, release_id, signers=SIGNERS):
@@ -111,7 +114,7 @@ def check(store, release_id, signers=SIGNERS):
     if not required(signers):
         return {"required": False}
     folder = os.path.join(store, "state", release_id)
-    goldens = kept(store, release_id, signers)["goldens"]
+    goldens = kept(signers, release_id, folder)["goldens"]
     text = read(os.path.join(folder, "goldens.json"))
     if goldens is None or text is None:
         what = f"asks for signed goldens, and release {release_id[:12]} has none on this machine"
@@ -122,7 +125,10 @@ def check(store, release_id, signers=SIGNERS):
 
 
 def keep(store, release_id, sent, signers=SIGNERS):
-    """Verify what the controller sent, where this machine asks for it; then keep it. A refusal leaves what was kept."""
+    """Verify what the controller sent, where this machine asks for it; then keep it, as what is to be tested next.
+
+    A refusal leaves what was kept.
+    """
     lock, goldens = sent["lock"], sent["goldens"]
     is_of(release_id, lock["path"], release.parse(lock["text"], lock["path"]).id)
     if required(signers):
@@ -130,15 +136,15 @@ def keep(store, release_id, sent, signers=SIGNERS):
             verify(signers, entry)
     if goldens:
         is_of(release_id, goldens["path"], json.loads(goldens["text"]).get("release"))
-    if not lock["signature"]:
-        return {"kept": False}
-    folder = os.path.join(store, "state", release_id)
+    folder = Records(store).candidate(release_id)
     os.makedirs(folder, exist_ok=True)
+    if not lock["signature"]:
+        remove(os.path.join(folder, SIGNED))
+        return {"kept": False}
     signature = None
     if goldens and goldens["signature"]:
-        write(os.path.join(folder, "goldens.json"), goldens["text"])
         signature = {key: goldens[key] for key in ("path", "signature")}
-    write(os.path.join(folder, "signed.json"), json.dumps({"lock": lock, "goldens": signature}, sort_keys=True))
+    write(os.path.join(folder, SIGNED), json.dumps({"lock": lock, "goldens": signature}, sort_keys=True))
     return {"kept": True}
 
 

@@ -23,7 +23,8 @@ import layout
 import release
 import signed
 import volume
-from files import answered, digests, keep, locked, noted, now, read, remove, sync, write
+from files import answered, digests, keep, locked, noted, now, remove, sync, write
+from records import Records
 from release import Refused
 from trees import differences
 
@@ -148,6 +149,11 @@ def linked_elsewhere(path, blob):
     return os.path.exists(blob) and not os.path.samefile(path, blob)
 
 
+def recreate(store):
+    """Have the service's container made anew, by whichever run comes to it."""
+    write(os.path.join(store, "state", "recreate"), "")
+
+
 def relink(store, root, tree):
     """Point each hard link of a release that is there at blobs/ again, by rename: after a repair the old inode must go
     everywhere. What is not there is no link's matter: `build` makes such a release anew."""
@@ -155,8 +161,8 @@ def relink(store, root, tree):
     for path, sha256 in tree.blobs.items():
         blob, full = os.path.join(store, "blobs", sha256), os.path.join(root, path)
         if os.path.exists(blob) and os.path.isfile(full) and not os.path.samefile(blob, full):
-            # Containers that mapped the old inode must be made anew, by this run's activation or a later one's.
-            write(os.path.join(store, "state", "recreate"), "")
+            if os.path.basename(root) == Records(store).current():
+                recreate(store)  # it has the old inode mapped
             staged = os.path.join(store, "releases", f".relink.{os.getpid()}")
             os.link(blob, staged)
             os.rename(staged, full)
@@ -164,10 +170,10 @@ def relink(store, root, tree):
     return changed
 
 
-def tree_of(root):
+def tree_of(store, name):
     """The tree of a release that is here, or None where nobody can read its lock: what is broken there is its own."""
     try:
-        return layout.tree(release.parse(read(os.path.join(root, "lock.json")) or "", root))
+        return layout.tree(Records(store).lock(name))
     except Refused:
         return None
 
@@ -180,7 +186,7 @@ def build(store, lock):
     for name in os.listdir(os.path.join(store, "releases")):
         path = os.path.join(store, "releases", name)
         if release.SHA256.fullmatch(name):
-            other = tree if name == lock.id else tree_of(path)
+            other = tree if name == lock.id else tree_of(store, name)
             if changed := relink(store, path, other) if other else []:
                 relinked[name] = changed
     if os.path.isdir(root) and not faults(store, root, tree):
@@ -205,10 +211,11 @@ def build(store, lock):
         os.chmod(folder, 0o555)
         sync(folder)
     aside = os.path.isdir(root)
+    if aside or lock.id == Records(store).current():
+        # Whatever becomes of this run: the container must be made anew, as it has the directory mounted that was here.
+        recreate(store)
     if aside:
         # Not as its lock says, and never patched. A container may have it mounted, so it stays until nothing uses it.
-        # Whatever becomes of this run: the container must be made anew, as the mount of what is renamed goes with it.
-        write(os.path.join(store, "state", "recreate"), "")
         os.rename(root, os.path.join(store, "releases", f".{lock.id}.{time.time_ns()}.aside"))
     os.rename(staged, root)
     sync(os.path.dirname(root))
@@ -237,6 +244,15 @@ def proven(store, release_id):
     return noted(os.path.join(store, "state", release_id, "verified-at")).get("at")
 
 
+def blobs_serving(store):
+    """The blobs of the release that serves here; of every one that could, where nobody can read its lock."""
+    records = Records(store)
+    try:
+        return release.blobs(records.lock(current)) if (current := records.current()) else {}
+    except Refused:
+        return held(store, os.listdir(os.path.join(store, "blobs")))
+
+
 def verify(store, lock, percent=100):
     """Hash the blobs of the release again, or a random sample. A damaged one leaves blobs/: it is then missing, and
     pushed alone."""
@@ -246,12 +262,12 @@ def verify(store, lock, percent=100):
     chosen = there if percent == 100 else sample(there, wanted, percent)
     paths = {os.path.join(store, "blobs", sha256): sha256 for sha256 in chosen}
     hashed = digests(list(paths))
-    damaged = {}
+    damaged, serving = {}, blobs_serving(store)
     for path, sha256 in paths.items():
         if hashed[path] != sha256:
             damaged[sha256] = {"what": release.names(lock, sha256), "expected": sha256, "found": hashed[path]}
-            # What had this blob mapped must be made anew once it is repaired, by whichever run comes to it.
-            write(os.path.join(store, "state", "recreate"), "")
+            if sha256 in serving:  # what has it mapped must be made anew once it is repaired
+                recreate(store)
             # Never back into incoming/: releases still have this inode, and rsync writes in place.
             os.unlink(path)
     root = os.path.join(store, "releases", lock.id)
@@ -262,7 +278,8 @@ def verify(store, lock, percent=100):
         size += sum(release.model_files(lock).values())
     if wrong:  # not proven any more: the next deploy puts it right, and makes anew what has it mapped
         remove(os.path.join(store, "state", lock.id, "verified-at"))
-        write(os.path.join(store, "state", "recreate"), "")
+        if lock.id == Records(store).current():
+            recreate(store)
     missing = release.missing(wanted, held(store, wanted))
     if not damaged and not wrong and os.path.isdir(root) and not missing and percent == 100:
         stamp(store, lock.id, "verify")

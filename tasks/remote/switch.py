@@ -28,7 +28,7 @@ import time
 
 import lease
 import signed
-from files import answered, held, locked, noted, now, read, remove, write
+from files import answered, held, locked, noted, now, read, refusal, remove, write
 from probe import probe
 from records import Records
 from release import SIGNERS, Refused
@@ -64,7 +64,7 @@ def refuse_others_lease(args):
         raise Refused(args.store, what, args.lease, found, "tasks/status.py, then the same again")
 
 
-def candidate_of(args):
+def override_of(args):
     return os.path.join(args.store, "state", args.release, "compose.override.yaml")
 
 
@@ -73,11 +73,10 @@ def check(args, asked):
     records = Records(args.store)
     refuse_frozen(records)
     records.intent()
-    check_before(
-        records, Service(args.stack, args.override, args.project, args.service), args.release, candidate_of(args)
-    )
+    service = Service(args.stack, args.override, args.project, args.service)
+    check_before(records, service, args.release, override_of(args))
     goldens_of(args.store, args.release, asked.get("probe"))
-    return {}
+    return {"recreate": os.path.exists(records.recreate)}
 
 
 def goldens_of(store, release_id, asked):
@@ -94,13 +93,13 @@ def goldens_of(store, release_id, asked):
     return found
 
 
-def check_before(records, service, release_id, candidate):
+def check_before(records, service, release_id, override):
     """Everything that can be known before anything changes: release, image, override, Compose's own opinion."""
     root = os.path.join(records.store, "releases", release_id)
     if not os.path.isfile(os.path.join(root, "lock.json")):
         raise Refused(root, "is not built", "an admitted release", "no lock.json in it", "deploy.py")
-    if read(candidate) is None:
-        raise Refused(candidate, "does not exist", "an override whose smoke test passed", "no file", "deploy.py")
+    if read(override) is None:
+        raise Refused(override, "does not exist", "an override whose smoke test passed", "no file", "deploy.py")
     in_place = read(service.override)
     if in_place is not None and not in_place.startswith(MARKER):
         raise Refused(service.override, "is not ours", MARKER, in_place[:40], "move what it says into the stack's file")
@@ -109,11 +108,11 @@ def check_before(records, service, release_id, candidate):
         raise Refused(service.override, "is a link, and would become a file", "a file or nothing", found, "remove it")
     write(f"{service.override}.try", "")  # a read-only directory says so now, and not half-way
     remove(f"{service.override}.try")
-    files = service.files(candidate)
+    files = service.files(override)
     done = docker("compose", "-p", service.project, "--project-directory", service.stack, *files, "config", "-q")
     if done.returncode:
         said = done.stderr.strip()[-400:]
-        raise Refused(candidate, "is refused by docker compose config", found=said, next="look at group_data")
+        raise Refused(override, "is refused by docker compose config", found=said, next="look at group_data")
 
 
 def command(what, words):
@@ -148,8 +147,8 @@ def activate(args, ask, tell):
     recovered = recover(records)
     refuse_frozen(records)
     signed.check(args.store, args.release, args.signers)
-    candidate = candidate_of(args)
-    check_before(records, service, args.release, candidate)
+    override = override_of(args)
+    check_before(records, service, args.release, override)
     goldens = goldens_of(args.store, args.release, ask.get("probe"))
     old, was, in_place = records.current(), service.container(), read(service.override)
     intent = {"from": old, "to": args.release, "who": ask.get("who"), "why": ask.get("why"), "within": args.within}
@@ -170,7 +169,7 @@ def activate(args, ask, tell):
         command("drain", ask.get("drain"))
         records.journal("switch", to=args.release)
         down = time.monotonic()  # the deadline is the service's; a drain has its own
-        write(service.override, read(candidate))
+        write(service.override, read(override))
         anew = args.recreate or os.path.exists(records.recreate) or (old == args.release and not healthy(was))
         service.up(args.within, anew)
         found = service.wait_healthy(max(1, args.within - (time.monotonic() - down)), was)
@@ -178,22 +177,22 @@ def activate(args, ask, tell):
             "check", to=args.release, container=found["Id"], switch_seconds=round(time.monotonic() - down, 2)
         )
         service.check_inside(found, args.store, args.release, ask.get("expect_env") or {})
-        embedded = probe(ask.get("probe"), goldens)
+        probe(ask.get("probe"), goldens)
         records.journal("soak", seconds=args.soak)
         service.soak(found, args.soak)
         changed = not was or was["Id"] != found["Id"] or old != args.release
-        answer = {"changed": changed, "from": old, "to": args.release, "container": found["Id"], "probe": embedded}
+        answer = {"changed": changed, "from": old, "to": args.release, "container": found["Id"]}
         answer |= {"seconds": round(time.monotonic() - started, 2), "recovered": recovered}
         await_confirmation(records, args.confirm, tell, answer)
         # While somebody was logging in, nobody looked.
         service.soak(found, 0)
-        answer["probe"] = probe(ask.get("probe"), goldens)
+        service.check_inside(found, args.store, args.release, ask.get("expect_env") or {})
+        probe(ask.get("probe"), goldens)
         deaf()
         write(records.pending, json.dumps({**intent, "confirmed": True}))
     except Exception as error:  # whatever it is, the host goes back, and nothing interrupts that
         deaf()
-        other = Refused("activate", type(error).__name__, found=str(error))
-        no, logs = (error if isinstance(error, Refused) else other).error, last_words(service)
+        no, logs = refusal(error, "activate").error, last_words(service)
         state = revert(records, intent)
         return {"ok": False, "state": state, "error": {**no, "where": f"{state}: {no['where']}"}, "logs": logs}
     # Only forward from here: what fails now leaves the intent, with that word in it, to the next run.
@@ -386,10 +385,8 @@ def background(args, ask, pipe):
         with alone(args.store, within=args.confirm + REVERT + COMMAND):
             answer = {"ok": True, **activate(args, ask, awaiting)}
             write(Records(args.store).outcome, json.dumps({"token": token[0] if token else None, **answer}))
-    except Refused as no:
-        answer = {"ok": False, "error": no.error}
     except Exception as error:
-        answer = {"ok": False, "error": Refused("activate", type(error).__name__, found=str(error)).error}
+        answer = {"ok": False, "error": refusal(error, args.store).error}
     tell(answer)
     return 0
 

@@ -6,8 +6,10 @@ import argparse
 import fcntl
 import json
 import os
+import subprocess
 import time
 
+import engine
 import lease
 import look
 import prune
@@ -142,6 +144,118 @@ def test_a_lease_whose_note_is_gone_is_still_held(store, text):
 def test_a_mangled_word_of_when_it_was_proven_is_none(store, text):
     (store / "state/one/verified-at").write_text(text)
     assert proving.proven(str(store), "one") is None and prune.order(str(store), "one") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("verified", '{"at": "then", "epoch": "x"}'),
+        ("verified", '{"at": "then", "epoch": NaN}'),
+        ("verified", '{"at": 5, "epoch": 1}'),
+        ("smoke", '{"ok": true, "outbound_attempts": 0, "cosine": {"mean": "x"}}'),
+        ("smoke", '{"ok": true, "outbound_attempts": 0, "cosine": 5}'),
+        ("smoke", '{"ok": true, "outbound_attempts": 0, "latency_ms": {"page": NaN}}'),
+        ("smoke", '{"ok": true}'),
+    ],
+)
+def test_a_record_whose_values_are_none_of_ours_is_none(store, name, text):
+    for file, good in (
+        ("verified-at", '{"at": "then", "epoch": 1}'),
+        (
+            "smoke.json",
+            '{"ok": true, "outbound_attempts": 0, "cosine": null, "latency_ms": {"page": 1.5, "query": null}}',
+        ),
+    ):
+        (store / "state/one" / file).write_text(good)
+    assert look.store(str(store))["states"]["one"][name] is not None
+    (store / "state/one" / {"verified": "verified-at", "smoke": "smoke.json"}[name]).write_text(text)
+    assert look.store(str(store))["states"]["one"][name] is None
+
+
+def test_a_release_that_was_proven_in_the_future_is_not_the_newest(store):
+    path = store / "state/one/verified-at"
+    for ahead, sound in ((0, True), (10 * 365 * 86400, False)):
+        path.write_text(json.dumps({"at": "then", "epoch": time.time() + ahead}))
+        assert (prune.order(str(store), "one") > 0) is sound
+
+
+SMOKE = {
+    "ok": True,
+    "checks": [{"name": "n", "ok": True, "detail": ""}],
+    "outbound_attempts": 0,
+    "embeddings": {"class": "new"},
+}
+
+
+def test_a_smoke_test_that_fails_leaves_what_the_release_was_proven_with(store, monkeypatch):
+    folder = store / "state/one"
+    texts = {"compose.override.yaml": "new", "goldens.json": "new"}
+    for name in (*texts, "smoke.json", "embeddings.json"):
+        (folder / name).write_text('{"class": "old"}')
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    args = argparse.Namespace(store=str(store), release="one")
+    for answer, code in (({**SMOKE, "ok": False}, 1), (SMOKE, 1), ({**SMOKE, "ok": False}, 0)):
+        engine.candidate(str(store), "one", texts)
+        monkeypatch.setattr(engine, "once", lambda *words, env, found=(answer, code): (dict(found[0]), found[1]))
+        assert not engine.smoke(args)["ok"]
+        assert {path.name: path.read_text() for path in folder.iterdir() if path.is_file()} == before
+        assert look.store(str(store))["states"]["one"]["candidate"], "so the next deploy tests it again"
+        assert engine.embeddings(str(store), "one")["embeddings"] == {"class": "new"}, "to be looked at, and accepted"
+    engine.candidate(str(store), "one", texts)
+    monkeypatch.setattr(engine, "once", lambda *words, env: (dict(SMOKE), 0))
+    assert engine.smoke(args)["ok"] and not look.store(str(store))["states"]["one"]["candidate"]
+    after = {path.name: path.read_text() for path in folder.iterdir()}
+    assert {name: after[name] for name in texts} == texts and after.keys() == before.keys()
+    assert json.loads(after["smoke.json"])["ok"] and "new" in after["embeddings.json"]
+
+
+def test_the_smoke_test_reads_the_goldens_that_it_is_to_pass_with(store, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        engine,
+        "docker",
+        lambda *words, **more: seen.update(more) or subprocess.CompletedProcess([], 0, '{"ok": true}', ""),
+    )
+    args = argparse.Namespace(store=str(store), release="one", project="p", project_directory="d", file=[], within=1)
+    engine.candidate(str(store), "one", {"goldens.json": "new"})
+    monkeypatch.setattr(engine, "no_networks", lambda: None)
+    engine.smoke(args)
+    assert seen["env"]["HF_OFFLINE_CANDIDATE"] == f"{store}/state/one/candidate"
+
+
+def test_a_store_that_cannot_be_written_gives_no_lease_and_says_so(store, capsys):
+    (store / "lease.json.new").mkdir()
+    args = argparse.Namespace(store=str(store), id="x1", who="w", release="r", why="y")
+    assert lease.hold(args) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["where"].endswith("lease.json.new") and "Is a directory" in error["found"]
+
+
+INSPECTED = {
+    "HostConfig": {"NetworkMode": "stack_default"},
+    "NetworkSettings": {"Networks": {"stack_default": {"NetworkID": "1"}}},
+    "State": {"Pid": os.getpid()},
+    "Mounts": [],
+}
+
+
+def test_a_container_that_was_cut_off_or_mounts_what_is_gone_is_told(store):
+    root = store / "releases/one"
+    root.mkdir(parents=True)
+    whole = {**INSPECTED, "Mounts": [{"Source": str(root), "Destination": str(root)}]}
+    assert look.torn(whole, str(store)) == []
+    for mode in ("host", "none", "container:x", "default"):
+        assert (
+            look.torn({**whole, "HostConfig": {"NetworkMode": mode}, "NetworkSettings": {"Networks": {}}}, str(store))
+            == []
+        )
+    cut = look.torn({**whole, "NetworkSettings": {"Networks": {"other": {"NetworkID": "2"}}}}, str(store))
+    assert cut == ["has lost its network stack_default"]
+    (store / "elsewhere").mkdir()
+    other = {**whole, "Mounts": [{"Source": str(root), "Destination": f"{store}/elsewhere"}]}
+    assert look.torn(other, str(store)) == [f"has mounted what is no longer {root}"]
+    strangers = {**whole, "Mounts": [{"Source": "/etc", "Destination": f"{store}/elsewhere"}]}
+    assert look.torn(strangers, str(store)) == [], "what the operator mounts is theirs"
 
 
 def test_a_line_of_the_journal_that_was_cut_short_takes_no_other_with_it(store):

@@ -10,6 +10,7 @@ import subprocess
 import look
 import pytest
 import release
+from records import Records
 
 from tasks.lib import locks, settings
 from tasks.lib.release import Refused
@@ -135,6 +136,13 @@ def admit(host, lock, signers, ok=True):
     return host.run("store", "admit", "--signers", signers, document=dict(lock.document), ok=ok)
 
 
+def passed(host, lock, goldens=None):
+    """A smoke test passes with what was kept, and with these goldens."""
+    texts = {"goldens.json": goldens or goldens_of(lock.id)}
+    host.run("engine", "candidate", "--release", lock.id, document=texts)
+    Records(str(host.store)).pass_candidate(lock.id)
+
+
 def activate(host, lock, signers):
     """Always a refusal here: there is no stack. By what it is refused tells how far the switch came."""
     words = ("--stack", host.root, "--override", "o.yml", "--project", "p", "--service", "s", "--within", "1")
@@ -167,8 +175,9 @@ def test_what_an_allowed_key_signed_is_kept_admitted_and_may_be_activated(host, 
     host.incoming(contents)
     assert keep(host, lock, signers, sent(keys, lock))["kept"]
     assert admit(host, lock, signers)["built"]
+    assert "has none on this machine" in activate(host, lock, signers)["what"], "no smoke test has passed with them yet"
+    passed(host, lock)
     assert check(host, lock, signers) == {"ok": True, "required": True, "signer": "alice@example.org"}
-    assert (host.store / "state" / lock.id / "goldens.json").read_text() == goldens_of(lock.id)
     assert "an override whose smoke test passed" in activate(host, lock, signers)["expected"], "past the signatures"
 
 
@@ -192,6 +201,7 @@ def test_what_is_not_signed_as_it_should_be_is_refused_by_name(host, lock, conte
 
 def test_what_was_signed_and_is_not_now_is_refused_and_what_was_kept_stays(host, lock, contents, keys, signers):
     keep(host, lock, signers, sent(keys, lock))
+    passed(host, lock)
     host.incoming(contents)
     for release_now in (lock, other(lock)):
         bare = {what: {**one, "signature": None} for what, one in sent(keys, release_now).items()}
@@ -212,12 +222,13 @@ def test_where_no_list_is_nothing_is_asked_and_what_is_sent_is_kept_for_later(ho
     assert admit(host, lock, nowhere)["built"] and check(host, lock, nowhere) == {"ok": True, "required": False}
     assert check(host, lock, signers, ok=False), "the list came later: what is here was never signed"
     assert keep(host, lock, nowhere, sent(keys, lock))["kept"]
+    passed(host, lock)
     assert check(host, lock, signers)["signer"], "and what was sent before the list came"
 
 
 def test_goldens_that_were_changed_on_the_host_stop_the_switch(host, lock, keys, signers):
     keep(host, lock, signers, sent(keys, lock))
-    (host.store / "state" / lock.id / "goldens.json").write_text(goldens_of(lock.id, "evil"))
+    passed(host, lock, goldens_of(lock.id, "evil"))
     assert "does not fit" in activate(host, lock, signers)["what"]
     (host.store / "state" / lock.id / "goldens.json").unlink()
     assert "signed goldens" in activate(host, lock, signers)["what"]
@@ -228,7 +239,24 @@ def test_a_lock_may_be_admitted_before_there_are_goldens_and_not_activated(host,
     host.incoming(contents)
     keep(host, lock, signers, {**sent(keys, lock), "goldens": None})
     assert admit(host, lock, signers)["built"]
+    passed(host, lock)
     assert "asks for signed goldens" in activate(host, lock, signers)["what"]
+
+
+def test_goldens_that_no_smoke_test_has_passed_with_take_nothing_from_those_that_one_has(host, lock, keys, signers):
+    """A deploy that fails in the smoke test leaves the host able to go back to what was signed and proven before."""
+    keep(host, lock, signers, sent(keys, lock))
+    passed(host, lock)
+    later = {**sent(keys, lock), "goldens": entry(keys, "goldens", goldens_of(lock.id, "later"))}
+    assert keep(host, lock, signers, later)["kept"]
+    host.run("engine", "candidate", "--release", lock.id, document={"goldens.json": later["goldens"]["text"]})
+    assert check(host, lock, signers)["signer"]
+    assert (host.store / "state" / lock.id / "goldens.json").read_text() == goldens_of(lock.id)
+    Records(str(host.store)).pass_candidate(lock.id)
+    assert (
+        check(host, lock, signers)["signer"]
+        and "later" in (host.store / "state" / lock.id / "goldens.json").read_text()
+    )
 
 
 LOOSE = {
@@ -291,6 +319,7 @@ def test_a_certificate_of_a_listed_authority_signs(host, lock, keys, signers):
     (keys / "alice.pub").unlink()
     (keys / "alice-cert.pub").rename(keys / "alice.pub")
     assert keep(host, lock, signers, sent(keys, lock))["kept"]
+    passed(host, lock)
     assert check(host, lock, signers)["signer"] == "release@example.org"
 
 
@@ -324,6 +353,7 @@ def test_what_travels_is_what_git_has_byte_for_byte(git, lock, host, signers):
     assert locks.unsigned(git, lock) == []
     travels = locks.signed(git, lock)
     keep(host, lock, signers, travels)
+    passed(host, lock)
     kept = look.signatures((host.store / "state" / lock.id / "signed.json").read_text())
     assert kept == locks.signatures(git, True), "so a second deploy sees that this host has them"
 

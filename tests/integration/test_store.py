@@ -9,6 +9,7 @@ import stat
 
 import layout
 import look
+import prune
 import pytest
 import release
 import store
@@ -151,11 +152,12 @@ def test_a_forged_lock_is_refused_before_anything_moves(host, document, contents
     assert len(list((host.store / "incoming").iterdir())) == len(contents)
 
 
-def test_a_release_that_still_has_a_rotten_file_is_not_intact(host, document, contents):
+def test_a_release_that_still_has_a_rotten_file_is_not_intact(host, document, lock, contents):
     """A repair that was killed between the new blob and the links: only blobs/ is hashed, so the links must be its own."""
     sha256 = next(name for name in contents if contents[name] == b"weights")
     host.incoming(contents)
     admit(host, document)
+    (host.store / "current").write_text(f"{lock.id}\n")
     blob = host.store / "blobs" / sha256
     blob.unlink()
     blob.write_bytes(b"weights")
@@ -224,3 +226,60 @@ def test_what_is_broken_in_one_release_is_no_matter_of_another(host, document, l
     later["serve"]["dtype"] = "float16"
     assert admit(host, later)["built"]
     assert admit(host, document)["replaced"] and blobs.is_dir() and (root / "lock.json").read_text(), "and it is mended"
+
+
+def test_what_serves_is_mounted_anew_though_its_directory_was_gone(host, document, lock, contents):
+    fill(host, contents)
+    admit(host, document)
+    root, mark = host.store / "releases" / lock.id, host.store / "state/recreate"
+    for serves in (False, True):  # what does not serve is mounted nowhere
+        for folder, _, _ in os.walk(root):
+            os.chmod(folder, 0o755)
+        shutil.rmtree(root)
+        (host.store / "current").write_text(lock.id if serves else "0" * 64)
+        assert admit(host, document)["built"] and mark.exists() is serves
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_damage_in_another_release_leaves_the_service_alone(host, document, lock, contents, serves):
+    admit(fill(host, contents), document)
+    (host.store / "current").write_text(lock.id if serves else "0" * 64)
+    if not serves:
+        (host.store / "releases" / ("0" * 64)).mkdir()
+        other = json.loads(json.dumps(document))
+        other["serve"]["dtype"] = "float32"
+        other["models"][0]["files"].pop("adapter_model.safetensors")
+        current = release.parse(json.dumps(other))
+        admit(host, other)
+        (host.store / "current").write_text(current.id)
+    victim = document["models"][0]["files"]["adapter_model.safetensors"]["sha256"]
+    (host.store / "blobs" / victim).write_bytes(b"Adapter")
+    assert list(host.run("store", "verify", document=document)["damaged"]) == [victim]
+    host.run("store", "ready", document=document)
+    host.incoming({victim: contents[victim]})
+    assert admit(host, document)["relinked"]
+    assert (host.store / "state/recreate").exists() is serves
+
+
+def another(document):
+    other = json.loads(json.dumps(document))
+    other["serve"]["dtype"] = "float32"
+    return other
+
+
+def test_the_lock_of_another_release_is_not_believed(host, document, lock, contents, monkeypatch):
+    """Prune would delete what it does not name; a deploy would link what it names."""
+    admit(fill(host, contents), document)
+    other = release.parse(json.dumps(another(document)))
+    admit(host, another(document))
+    path = host.store / "releases" / lock.id / "lock.json"
+    path.chmod(0o644)
+    mine = path.read_text()
+    path.write_text((host.store / "releases" / other.id / "lock.json").read_text())
+    for name in ("containers", "opened", "bound"):  # what this machine's own processes have open is no matter here
+        monkeypatch.setattr(prune, name, lambda *words: [])
+    with pytest.raises(release.Refused, match=f"another release's lock.*found {other.short}") as no:
+        prune.plan(str(host.store), 1, {})
+    assert no.value.error["where"] == str(path) and store.tree_of(str(host.store), lock.id) is None
+    path.write_text(mine)
+    assert len(prune.plan(str(host.store), 1, {})["releases"]) == 1 and store.tree_of(str(host.store), lock.id)

@@ -46,6 +46,7 @@ def served(lock, wanted):
         "state": "running",
         "health": "healthy",
         "release": lock.id,
+        "torn": [],
         "mounts": {wanted.hf_home: f"{wanted.model_store}/releases/{lock.id}"},
         "process": compose.environment(lock, wanted),
     }
@@ -61,6 +62,8 @@ def test_each_drift_is_named(served, wanted, lock):
         (lambda s: s["store"]["blobs"].popitem(), "1 of its blobs missing"),
         (lambda s: s["stack"]["overrides"].update({"o.yml": "x"}), "override beside the stack"),
         (lambda s: s.update(container=None), "no container"),
+        (lambda s: s.update(container=None, docker=None), "no Docker Engine answers"),
+        (lambda s: s["container"].update(torn=["has lost its network n"]), "the service has lost its network n. Next"),
         (lambda s: s["container"].update(state="exited", health=None), "the service is exited"),
         (lambda s: s["container"].update(image="sha256:0"), "another image"),
         (lambda s: s["container"].update(mounts={}), "not what is mounted"),
@@ -202,6 +205,22 @@ def test_a_host_whose_mounted_files_are_gone_is_staged_again(served, wanted, loc
     assert standing.staged(served, lock, text, in_git, None)
     served["store"]["lost"] = ["a/b"]
     assert not standing.staged(served, lock, text, in_git, None)
+
+
+def test_a_host_whose_last_smoke_test_did_not_pass_is_staged_again(served, wanted, lock):
+    served["docker"]["images"] = {lock.tag: lock.image.ids[0]}
+    about, in_git = served["store"]["states"][lock.id], {"lock": None, "goldens": None}
+    assert standing.staged(served, lock, about["override"], in_git, None)
+    about["candidate"] = True
+    assert not standing.staged(served, lock, about["override"], in_git, None)
+    assert standing.drift(served, wanted) == [] and standing.target(served, wanted, lock.id), "what was proven stands"
+
+
+def test_a_container_that_was_cut_off_is_not_what_was_asked_for(served, wanted, lock):
+    text = served["store"]["states"][lock.id]["override"]
+    assert standing.active(served, wanted, lock, text)
+    served["container"]["torn"] = ["has lost its network n"]
+    assert not standing.active(served, wanted, lock, text)
 
 
 def test_a_host_that_was_not_readmitted_is_not_done(served, wanted, lock):

@@ -53,6 +53,15 @@ def answers(monkeypatch, known, lock):
     return switch
 
 
+def test_a_container_that_was_cut_off_is_made_anew(monkeypatch, known, lock):
+    asked = []
+    monkeypatch.setattr(switching, "call", lambda *words, **more: asked.append(more) or {"state": "withdrawn"})
+    for container in (None, {"torn": []}, {"torn": ["has lost its network n"]}):
+        known["seen"]["container"] = container
+        switching.switch(Host(), known["settings"], lock, "", why="deploy")
+    assert [more["recreate"] for more in asked] == [False, False, True]
+
+
 def row(known):
     return known["state"], known["release"], known["space"]
 

@@ -45,7 +45,7 @@ def status(settings: Settings):
     report.record(host.name, **standing.proof(seen, current))
     pending, lease = seen["store"]["pending"], seen["store"]["lease"]
     if pending and (lease is not None or seen["store"]["switching"]) and not seen["store"]["frozen"]:
-        alone = "its controller is gone, so it goes back by itself"
+        alone = "which no rollout holds any more: it ends by itself, most likely back in the old release"
         by = alone if lease is None else f"by lease {standing.leased(lease).partition(',')[0]}"
         why = f"to {str(pending.get('to'))[:12]}, {by}"
         report.record(host.name, state="switching", why=why)

@@ -13,7 +13,7 @@ from pyinfra import host, logger, state
 from pyinfra.api import operation
 
 from tasks.lib import compose, fitness, fleet, locks, report, standing
-from tasks.lib.calls import broken, call, can_switch, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.lib.calls import broken, call, can_switch, ensure_tool, expect, fail, guarded, tool_path
 from tasks.lib.display import Pushes
 from tasks.lib.operations import signing
 from tasks.lib.release import Lock, Refused, blobs
@@ -37,8 +37,12 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
     if whole and not old and not settings.verify and golden:
         about = seen["store"]["states"][lock.id]
         tell(host, about["smoke"])
-        report.record(host.name, staged=True, state="ready", verified=about["verified"]["at"])
-        host.noop("staged before: bytes proven and smoke test passed")
+        report.record(host.name, state="ready", verified=about["verified"]["at"])
+        if standing.active(seen, settings, lock, text):
+            report.record(host.name, staged=True)
+            host.noop("staged before, and serves: bytes proven and smoke test passed")
+        else:
+            yield guarded(lambda host: could_switch(host, settings, lock), phase="stage")
         return
     report.record(host.name, state="would change", moved_bytes=0 if state.is_executing else sum(need.values()))
 
@@ -67,45 +71,39 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
     moved = push(target, settings, ready["missing"])
     admitted = expect(call(target, "store", "admit", user=user, document=document, deadline=3600))
     ledger(target, lock, ready, moved, admitted)
-    report.record(
-        target.name, recreate=bool(admitted["relinked"] or admitted["replaced"]), verified=admitted["verified"]
-    )
+    report.record(target.name, verified=admitted["verified"])
     expect(call(target, "engine", "load", document=document, deadline=3600))
     if not smoke_host(target, lock, settings, goldens):
         return False
-    # What its switch would refuse at the beginning stops the rollout here, before any host is switched.
-    expect(can_switch(target, settings, lock))
     if again and (damaged or checked["wrong"]):
         after = expect(call(target, "store", "verify", document=document, deadline=3600))
         if bad := broken(after):
-            report.record(target.name, staged=False)
             raise Refused(
                 target.name, "is damaged again", "every blob as locked", "; ".join(bad[:5]), "look at its disk"
             )
+    return could_switch(target, settings, lock)
+
+
+def could_switch(target: Any, settings: Settings, lock: Lock) -> bool:
+    """What its switch would refuse at the beginning stops the rollout here, before any host is switched."""
+    ensure_tool(target)
+    said = expect(can_switch(target, settings, lock))
+    report.record(target.name, staged=True, state="ready", recreate=said["recreate"])
     return True
 
 
 def smoke_host(target: Any, lock: Lock, settings: Settings, goldens: Any) -> bool:
-    folder, golden = f"{settings.model_store}/state/{lock.id}", goldens.has(lock)
-    text = compose.override(lock, settings, tool_path(settings), golden)
-    if golden and not put(target, f"{folder}/goldens.json", goldens.text(lock).encode()):
-        raise Refused(target.name, "cannot write the goldens", next=f"look at {folder}")
-    if not put(target, f"{folder}/compose.override.candidate.yaml", text.encode()):
-        raise Refused(target.name, "cannot write the override", next=f"look at {folder}")
-    stack = report.RESULTS[target.name]["seen"]["stack"]
-    files = [f"{settings.stack}/{stack['files'][0]}", f"{folder}/compose.override.candidate.yaml"]
-    answer = smoke(target, lock, settings, files, settings.stack)
-    tell(target, answer)
-    # Only a smoke test that passed makes the override one that activate may take.
-    if not put(target, f"{folder}/compose.override.yaml", text.encode()):
-        raise Refused(target.name, "cannot write the override", next=f"look at {folder}")
+    golden, stack = goldens.has(lock), report.RESULTS[target.name]["seen"]["stack"]
+    texts = {"compose.override.yaml": compose.override(lock, settings, tool_path(settings), golden)}
+    if golden:
+        texts["goldens.json"] = goldens.text(lock)
+    tell(target, smoke(target, lock, settings, texts, f"{settings.stack}/{stack['files'][0]}"))
     if not golden:
         accept = f"tasks/lock.py --data accept_goldens_from={target.name}"
         if not state.is_host_in_limit(fleet.bastion()):
             accept = f"the same with --limit {fleet.bastion().name} too, which proves the release and makes them"
         why = f"passed its smoke test, but there are no goldens to compare with. Next: {accept}"
         return fail(target, why, "not proven")
-    report.record(target.name, staged=True, state="ready")
     return True
 
 
@@ -179,10 +177,17 @@ def tell(target: Any, smoke: Mapping[str, Any]) -> None:
     report.record(target.name, **standing.smoked(smoke), outbound_attempts=smoke["outbound_attempts"])
 
 
-def smoke(target: Any, lock: Lock, settings: Settings, files: list[str], directory: str) -> Mapping[str, Any]:
-    """The smoke test of the release, by Compose from `files`; Refused with what it found wrong."""
-    more: dict[str, Any] = {"project": f"hf-smoke-{lock.short}", "project_directory": directory, "file": files}
-    more["release"] = lock.id
+def smoke(
+    target: Any, lock: Lock, settings: Settings, texts: Mapping[str, str], stack: str | None = None
+) -> Mapping[str, Any]:
+    """The smoke test of the release, by Compose; Refused with what it found wrong.
+
+    `texts`: the files that it takes, {name: text}, the one for Compose first; `stack`: the file that this one is beside.
+    """
+    folder = expect(call(target, "engine", "candidate", document=json.dumps(texts), release=lock.id))["folder"]
+    files = [stack] * bool(stack) + [f"{folder}/{next(iter(texts))}"]
+    more: dict[str, Any] = {"release": lock.id, "project": f"hf-smoke-{lock.short}", "file": files}
+    more["project_directory"] = settings.stack if stack else folder
     if lock.delivery == "online":
         within, document = settings.fetch_deadline, json.dumps(lock.document)
         brought = call(target, "engine", "bring", document=document, within=within, deadline=2 * within + 60, **more)

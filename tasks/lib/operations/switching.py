@@ -183,7 +183,7 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
         within=within,
         soak=settings.soak,
         confirm=settings.confirm_deadline,
-        recreate=bool(known.get("recreate")),
+        recreate=bool(known.get("recreate") or (known["seen"].get("container") or {}).get("torn")),
         previous=previous,
         lease=known.get("lease"),
     )
@@ -193,7 +193,7 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     # What was looked at before is no more: the report says what serves now, or nothing where that is not known.
     if became in ("active", AWAY):
         report.record(target.name, switched=True, release=lock.id, space=space(lock), since=report.stamp(time.time()))
-        report.record(target.name, container=None, probe=answer.get("probe"), switch_seconds=answer.get("seconds"))
+        report.record(target.name, container=None, switch_seconds=answer.get("seconds"))
     elif became in ("frozen", "unknown"):
         report.record(target.name, release=None, space="unknown", since=None, container=None)
     if not answer.get("ok"):
