@@ -21,6 +21,7 @@ HOSTS = ["lab-gpu1", "lab-gpu2", "lab-gpu3", "lab-gpu4"]
 CANARY, OTHERS = HOSTS[0], HOSTS[1:]
 STORE, REPO = "/srv/fleet", "docai/plain-tiny"
 LOCK = ROOT / "group_data/locks/lab_fleet.json"
+GOLDENS = LOCK.with_name("lab_fleet.goldens.json")
 
 
 def fleet(*words: str, **more) -> Run:
@@ -47,7 +48,7 @@ def lock_version(version: str) -> None:
 
 def committed(version: str) -> None:
     """Lock and goldens of a version, kept for the next time."""
-    _git[version] = {path: path.read_text() for path in (LOCK, LOCK.with_name("lab_fleet.goldens.json"))}
+    _git[version] = {path: path.read_text() for path in (LOCK, GOLDENS)}
 
 
 def deploy(version: str | None = None, *words: str) -> Run:
@@ -187,7 +188,7 @@ def begin() -> None:
     """Four hosts that had nothing, and two versions proven."""
     lab.up(4)
     hub("reset", {})
-    for path in (LOCK, LOCK.with_name("lab_fleet.goldens.json")):
+    for path in (LOCK, GOLDENS):
         path.unlink(missing_ok=True)
     for name in [BASTION, *HOSTS]:
         on(name, f"rm -rf {STORE}; docker rm -f light-backend-1 2>/dev/null; rm -f /srv/light/*override*")

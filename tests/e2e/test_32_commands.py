@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.conftest import BASTION, ROOT, on
 from tests.e2e.fleet import (
     CANARY,
+    GOLDENS,
     HOSTS,
     LOCK,
     OTHERS,
@@ -102,6 +103,40 @@ def test_rollback_goes_to_the_settings_that_were_confirmed_not_to_those_that_wer
     assert there.code == 0 and {there.host(name)["state"] for name in HOSTS} == {"unchanged"}
 
 
+def test_a_deploy_that_fails_its_smoke_test_leaves_the_way_back_as_it_was(settled):
+    new = deploy(settled.next).report["release"]
+    others = json.loads(GOLDENS.read_text())
+    lock_version(settled.version)
+    mine = GOLDENS.read_text()
+    GOLDENS.write_text(json.dumps({**others, "release": settled.release}, indent=1) + "\n")
+    run = fleet("deploy.py")
+    assert run.code == 1 and "embeddings are the goldens" in run.host(CANARY)["why"], run.said[-2000:]
+    assert {current(name) for name in HOSTS} == {new}
+    back = fleet("tasks/rollback.py")
+    assert back.code == 0 and {current(name) for name in HOSTS} == {settled.release}, back.said[-2000:]
+    assert fleet("tasks/status.py").host(CANARY)["cosine"] == 1.0, "of the test that passed"
+    again = fleet("deploy.py")
+    assert again.code == 1 and "embeddings are the goldens" in again.host(CANARY)["why"], "not taken for proven"
+    GOLDENS.write_text(mine)
+    assert deploy().report["verdict"] == "ok"
+    assert {row["state"] for row in deploy().report["hosts"].values()} == {"proven", "unchanged"}
+
+
+def test_a_host_that_was_staged_before_and_cannot_be_switched_now_stops_the_rollout_at_its_beginning(settled):
+    lock_version(settled.next)
+    wrong = ("deploy.py", "--data", 'environment={"FAULT": "wrong"}')
+    assert fleet(*wrong).host(CANARY)["state"] == "withdrawn"
+    switches = sum(entry["step"] == "begin" for entry in journal(CANARY))
+    on(HOSTS[2], "mount --bind /srv/light /srv/light && mount -o remount,bind,ro /srv/light")
+    try:
+        run = fleet(*wrong)
+    finally:
+        on(HOSTS[2], "umount /srv/light")
+    assert run.code == 1 and "Read-only file system" in run.host(HOSTS[2])["why"], run.said[-2000:]
+    assert run.host(CANARY)["state"] == "held" and run.host(CANARY)["moved_bytes"] == 0
+    assert sum(entry["step"] == "begin" for entry in journal(CANARY)) == switches, "nobody was switched"
+
+
 def test_a_run_that_is_for_no_gpu_host_is_no_success(settled):
     for task in ("rollback", "status", "verify"):
         run = fleet(f"tasks/{task}.py", "--limit", BASTION)
@@ -136,8 +171,8 @@ def test_a_second_rollout_shows_the_first_and_exits(settled):
         status = fleet("tasks/status.py")
         assert status.code == 0 and {status.host(name)["state"] for name in HOSTS} == {"in order", "switching"}
         assert f"held by lease {leased(CANARY)['id']}" in status.said and "deploy since" in status.said
-        pending = f"cat {STORE}/state/pending 2>/dev/null || true"
-        until("a host is being switched", lambda: any(on(name, pending) for name in HOSTS))
+        begun = f"ls {STORE}/state"
+        until("a host is being switched", lambda: any("pending" in on(name, begun).split() for name in HOSTS))
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
@@ -236,6 +271,20 @@ def test_a_deploy_brings_back_what_a_host_has_lost(settled):
     assert fleet("tasks/status.py").code == 0 and now[::2] == ids[::2] and now[1] != ids[1], (
         "only what was mounted anew"
     )
+
+
+def test_a_service_that_was_cut_off_or_mounts_what_is_gone_is_drift_and_made_anew(settled):
+    on(HOSTS[0], "docker network disconnect light_default light-backend-1")
+    on(HOSTS[1], f"chmod -R u+w {STORE}/releases/{settled.release}; rm -r {STORE}/releases/{settled.release}")
+    on(HOSTS[2], "docker restart -t 1 light-backend-1")
+    until("it is healthy again", lambda: fleet("tasks/status.py").host(HOSTS[2])["state"] == "in order")
+    ids, status = [container(name) for name in HOSTS], fleet("tasks/status.py")
+    assert "has lost its network light_default" in status.host(HOSTS[0])["why"]
+    assert "missing or not readable" in status.host(HOSTS[1])["why"]
+    deploy()
+    now = [container(name) for name in HOSTS]
+    assert [old != new for old, new in zip(ids, now, strict=True)] == [True, True, False, False]
+    assert fleet("tasks/status.py").code == 0 and len({weights(name) for name in HOSTS}) == 1
 
 
 def test_no_service_is_confirmed_whose_host_has_lost_the_goldens(settled):

@@ -11,13 +11,12 @@ import pytest
 from tasks.lib.release import SIGNERS
 from tests.e2e import fleet as four
 from tests.e2e.conftest import BASTION, Run, hub, on
-from tests.e2e.fleet import CANARY, LOCK, REPO, STORE, container, current, journal, looks, refs, weights
+from tests.e2e.fleet import CANARY, GOLDENS, LOCK, REPO, STORE, container, current, journal, looks, refs, weights
 from tests.lab import lab
 
 HOSTS = four.HOSTS[:2]  # the second one is unlike the others: ssh as a user, containerd's image store
 OTHERS = HOSTS[1:]
 
-GOLDENS = LOCK.with_name("lab_fleet.goldens.json")
 FILES = [LOCK, GOLDENS, *(path.with_name(f"{path.name}.sig") for path in (LOCK, GOLDENS))]
 MACHINES = [BASTION, *HOSTS]
 SIGN = ("--data", "sign=true")

@@ -146,6 +146,14 @@ def test_a_fleet_on_two_releases_is_told_though_each_host_is_in_order(told):
     assert "not one release" not in told(known)[1]
     away = {"x": {"state": "out of service", "release": None}, "d": {"state": "empty"}}
     assert f"not one release: {'a' * 12} on 3, none on 1" in told({**known, **away})[1]
+    silent = {**known, "s": {"state": "unreadable", "why": "could not be looked at"}}
+    assert f"not one release: {'a' * 12} on 3, unknown on 1" in told(silent)[1]
+
+
+def test_what_a_rollback_could_be_asked_for_is_told_once_for_all_hosts(told):
+    known = {name: {"state": "in order", "kept": ["b" * 64], "previous": None} for name in "de"}
+    known["d"]["previous"] = "b" * 64
+    assert f"also there: release {'b' * 12} on d (its previous), e\n" in told(known)[1]
 
 
 def test_a_lease_is_told_once_for_all_hosts_that_it_holds(told):
