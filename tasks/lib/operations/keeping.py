@@ -29,8 +29,7 @@ def prune(settings: Settings, lock: Lock | None):
             return True
         ensure_tool(host)
         found = expect(call(host, "prune", verb, keep=settings.keep_releases, document=document, deadline=3600))
-        for name, freed in sorted(found["releases"].items()):
-            logger.info(f"    [{host.name}] release {name[:12]}: {size(freed)}")
+        gone = [f"release {name[:12]}: {size(freed)}" for name, freed in sorted(found["releases"].items())]
         for name, freed in sorted(found["images"].items()):
             logger.info(f"    [{host.name}] image {name}: up to {size(freed)} in Docker")
         for name in found["volumes"]:
@@ -38,7 +37,7 @@ def prune(settings: Settings, lock: Lock | None):
         for name, why in sorted(found["kept"].items()):
             logger.info(f"    [{host.name}] kept {name[:12]}: {why}")
         some = found["releases"] or found["blobs"] or found["images"] or found["leftovers"]
-        report.record(host.name, freed_bytes=sum(found["blobs"].values()))
+        report.record(host.name, freed_bytes=sum(found["blobs"].values()), why=", ".join(gone))
         report.record(host.name, docker_freed_bytes=sum(found["images"].values()))
         report.record(host.name, state="unchanged" if not some else "pruned" if verb == "do" else "would change")
         return True
