@@ -77,7 +77,7 @@ def call(
         *[QuoteString(word) for word in words],
     )
     ok, output = fleet.run(target, command, document, deadline + 60)
-    answer = last_object(output.stdout_lines)
+    answer = last_object(output.stdout_lines, "ok")
     if answer is None:
         what = f"`{' '.join(program)}` gave no answer"
         said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"

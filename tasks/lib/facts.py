@@ -28,13 +28,13 @@ class Host(FactBase[dict[str, Any] | None]):
         )
 
     def process(self, output: list[str]) -> dict[str, Any] | None:
-        return last_object(output)
+        return last_object(output, "python")
 
 
-def last_object(lines: Sequence[str]) -> dict[str, Any] | None:
-    """The last line that is a JSON object: what a shell says when it starts or ends is no answer."""
+def last_object(lines: Sequence[str], key: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object with `key`: what a shell says when it starts or ends is no answer."""
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
-            if isinstance(found := json.loads(line), dict):
+            if isinstance(found := json.loads(line), dict) and key in found:
                 return found
     return None

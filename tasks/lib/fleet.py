@@ -30,9 +30,8 @@ from tasks.lib.settings import ELEVATION
 # All that pyinfra does on a host goes through one ssh transport, and sshd allows ten sessions on it; one is kept for
 # SFTP, one for the display.
 SESSIONS = 8
-SILENCE = (
-    60  # seconds that a host may leave what we sent without an answer; the kernel's own limit is a quarter of an hour
-)
+# Seconds that a host's network may leave what we sent unanswered; the kernel's own limit is a quarter of an hour.
+UNANSWERED = 60
 _sessions: dict[str, BoundedSemaphore] = {}
 _connecting = BoundedSemaphore(1)
 
@@ -169,15 +168,16 @@ class Leases:
         with _connecting:
             revive(target)
         words = make_unix_command_for_host(state, target, command, **elevation(target)).get_raw_value()
+        lines: list[str] = []
         try:
             stdin, stdout, stderr = target.connector.client.exec_command(words)
             stdout.channel.settimeout(60)
-            lines = []
             while (line := stdout.readline()) and not line.startswith("{"):  # a shell's start-up file may talk
                 lines.append(line.strip())
             answer = line or " ".join([*lines, stderr.read().decode("utf-8", "replace").strip()])[-300:]
-        except (TimeoutError, OSError, SSHException, EOFError) as error:
-            raise Refused(target.name, "gives no lease", found=f"{type(error).__name__}: {error}") from None
+        except (OSError, SSHException, EOFError, ValueError) as error:
+            found = "; ".join([*lines, f"{type(error).__name__}: {error}"])[-300:]
+            raise Refused(target.name, "gives no lease", found=found, next="ssh there, and see what it says") from None
         # paramiko closes a channel whose files are forgotten
         self.channels[target.name] = (stdin, stdout, stderr)
         gevent.spawn(self.speak, stdin)
@@ -213,7 +213,7 @@ def tune(target: Any) -> None:
         if isinstance(transport.sock, socket.socket):
             transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-                transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)
+                transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED * 1000)
 
 
 def revive(target: Any) -> None:
@@ -240,6 +240,7 @@ def fresh(target: Any) -> Iterator[None]:
         back = "it puts the old release back by itself; look at the host's network and sshd"
         raise Refused(target.name, "takes no new connection", found=str(error), next=back) from None
     target.connector = new
+    tune(target)
     try:
         yield
     finally:

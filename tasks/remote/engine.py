@@ -4,7 +4,7 @@
     engine load       --store S --within SEC   (stdin: lock)
     engine bring      --store S --release ID --project P --project-directory D --file F [--file F2] --within SEC
                       (stdin: lock)   delivery `online`: the service hf-model loads the volume; then every byte is hashed
-    engine candidate  --store S --release ID   (stdin: {name: text})   what is to be tested; -> its folder
+    engine candidate  --store S --release ID --within SEC   (stdin: {name: text})   what is to be tested; -> its folder
     engine smoke      --store S --release ID --project P --project-directory D --file F [--file F2] --within SEC
     engine embeddings --store S --release ID
 
@@ -36,7 +36,7 @@ from files import answered, digest, keep, locked, now, read, remove, write
 from records import Records
 from release import CANDIDATE, Refused
 from service import LOADER
-from store import held
+from store import held, recreate
 
 
 def docker(*words, **more):
@@ -92,27 +92,38 @@ def loaded(tag, deadline, feed):
         raise Refused(tag, what, "success", words, "look at Docker's disk and log")
 
 
-def candidate(store, release_id, texts):
+def candidate(store, release_id, texts, within=60.0):
     """The files that the next smoke test takes; what an earlier one left there, but its own signatures, goes."""
     folder = Records(store).candidate(release_id)
     os.makedirs(folder, exist_ok=True)
-    for name in set(os.listdir(folder)) - {signed.SIGNED}:
-        remove(os.path.join(folder, name))
-    for name, text in texts.items():
-        write(os.path.join(folder, name), text)
+    with testing(store, release_id, within):
+        os.makedirs(folder, exist_ok=True)  # what we waited for may have passed
+        for name in set(os.listdir(folder)) - {signed.SIGNED}:
+            remove(os.path.join(folder, name))
+        for name, text in texts.items():
+            write(os.path.join(folder, name), text)
     return {"folder": folder}
+
+
+def testing(store, release_id, within=60.0):
+    """One smoke test of a release at a time: one that outlives its controller passes with its own files, or not at all."""
+    return locked(os.path.join(store, "state", release_id, ".smoke.lock"), "is being smoke-tested", within)
 
 
 def smoke(args):
     """Run the Compose service `smoke` once, bounded; its JSON goes to the caller, and with the candidate."""
-    folder = Records(args.store).candidate(args.release)
+    with testing(args.store, args.release):
+        return tested(args, Records(args.store).candidate(args.release))
+
+
+def tested(args, folder):
     answer, code = once(args, "smoke", "smoke test", "setting smoke_deadline", env={CANDIDATE: folder})
-    answer["at"] = now()
+    answer |= {"at": now(), "ok": bool(answer.get("ok")) and code == 0}
     kept = {key: value for key, value in answer.items() if key != "embeddings"}
     write(os.path.join(folder, "smoke.json"), json.dumps(kept, sort_keys=True))
     if answer.get("embeddings"):
         write(os.path.join(folder, "embeddings.json"), json.dumps(answer["embeddings"], sort_keys=True))
-    if not answer.get("ok") or code:
+    if not answer["ok"]:
         failing = [f"{check['name']}: {check['detail']}" for check in answer.get("checks", []) if not check["ok"]]
         error = answer.get("error") or {"where": "smoke test", "what": "says no", "found": "; ".join(failing)[:900]}
         return {"ok": False, "error": error, "checks": answer.get("checks")}
@@ -140,7 +151,8 @@ def once(args, service, what, mend, more=(), env=None):
         killed = done.returncode == 137
         how = "was killed: out of memory?" if killed else f"ended with code {done.returncode} and no result"
         said = (done.stderr or done.stdout).strip()[-600:]
-        raise Refused(what, how, "one JSON line", said, f"docker {' '.join(words)}")
+        given = "".join(f"{key}={value} " for key, value in (env or {}).items())
+        raise Refused(what, how, "one JSON line", said, f"{given}docker {' '.join(words)}")
     return answer, done.returncode
 
 
@@ -162,7 +174,8 @@ def bring(args, lock):
         found = volume.faults(lock)
         if not found:
             return {"bytes": loaded}
-        write(os.path.join(args.store, "state", "recreate"), "")  # a service may have mapped what is wrong
+        if lock.id in Records(args.store).serving():
+            recreate(args.store)  # it may have mapped what is wrong
         volume.clear(lock, found)
     odd = ", ".join(f"{path} {what}" for path, what in sorted(found.items())[:3])
     raise Refused(lock.volume, "does not match the lock", "every byte as locked", odd, "who writes there?")
@@ -264,7 +277,7 @@ def main(argv):
 
 def run(args):
     if args.verb == "candidate":
-        return candidate(args.store, args.release, json.load(sys.stdin))
+        return candidate(args.store, args.release, json.load(sys.stdin), args.within)
     if args.verb == "smoke":
         return smoke(args)
     if args.verb == "bring":

@@ -186,7 +186,7 @@ def stack(directory, service):
 
 
 def container(project, service, store):
-    """The service's container: id, image, state, health, restarts, start, mounts, its process; None without one."""
+    """The service's container: id, image, state, health, restarts, start, mounts, its process, what it has lost; None without one."""
     labels = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
     ids = output("docker", "ps", "-aq", "--no-trunc", "--filter", labels[0], "--filter", labels[1])
     found = parsed(output("docker", "inspect", *ids.split())) if ids else None
@@ -218,19 +218,18 @@ def torn(found, store):
     if asked not in ("host", "none", "default") and not asked.startswith("container:"):
         known = {*networks, *(network.get("NetworkID") for network in networks.values())}
         words += [] if asked in known else [f"has lost its network {asked}"]
+    lines = (line.split() for line in (read(f"/proc/{found['State']['Pid']}/mountinfo") or "").splitlines())
+    roots = {line[4]: line[3] for line in lines}  # mount point in there -> path on its own filesystem
     for mount in found["Mounts"]:
-        source, inside = mount.get("Source") or "", f"/proc/{found['State']['Pid']}/root{mount['Destination']}"
-        if source.startswith(os.path.join(store, "releases", "")) and inode(source) != inode(inside):
-            words.append(f"has mounted what is no longer {source}")
+        source, inside = mount.get("Source") or "", roots.get(mount["Destination"])
+        if source.startswith(os.path.join(store, "releases", "")) and inside is not None:
+            # What was renamed has another name by now, and what was removed "//deleted" behind it.
+            words += (
+                []
+                if inside.endswith("/releases/" + os.path.basename(source))
+                else [f"has mounted what is no longer {source}"]
+            )
     return words
-
-
-def inode(path):
-    try:
-        info = os.stat(path)
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino
 
 
 def process(pid):
@@ -364,7 +363,7 @@ def store(path):
             about[name] = {
                 "verified": verified(texts["verified-at"]),
                 "smoke": smoke(texts["smoke.json"]),
-                # What is there was tested after that, and did not pass, or is being tested.
+                # What is there is to be tested, is being tested, or did not pass, after what the rest tells of.
                 "candidate": os.path.isdir(os.path.join(folder, "candidate")),
                 "override": texts[STAGED],
                 "confirmed": texts[CONFIRMED],

@@ -86,8 +86,11 @@ def lines(path):
 def order(store, name):
     """When a release was proven here last, in seconds since the epoch."""
     epoch = noted(os.path.join(store, "state", name, "verified-at")).get("epoch")
-    # No record of ours, or one of the future, when the clock was wrong: as if it had not been proven.
-    return epoch if isinstance(epoch, (int, float)) and epoch <= time.time() + 86400 else 0
+    if not isinstance(epoch, (int, float)):
+        return 0  # no record of ours: as if it had not been proven
+    return (
+        epoch if epoch <= time.time() + 86400 else epoch - 2**40
+    )  # of the future, when the clock was wrong: the oldest
 
 
 def plan(store, keep, asked):

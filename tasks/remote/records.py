@@ -1,4 +1,5 @@
-"""The store's records of what is active: current, previous, the journal, the intent of a switch that is under way."""
+"""The store's records: what is active (current, previous, the journal, the intent of a switch that is under way), a
+release's lock, and what it is tested with."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ import json
 import os
 
 import release
-from files import now, read, sync
+from files import noted, now, read, sync
 from release import Refused
+
+VERDICT = "smoke.json"
 
 
 class Records:
@@ -78,11 +81,21 @@ class Records:
     def pass_candidate(self, release_id):
         """What a release was tested with becomes what it stands for: goldens, override, signatures, the test's own answer."""
         folder, state = self.candidate(release_id), os.path.join(self.store, "state", release_id)
-        for name in sorted(os.listdir(folder)):
+        # The verdict last: while it is here, this can be ended by whoever comes next.
+        for name in sorted(os.listdir(folder), key=lambda name: (name == VERDICT, name)):
             os.rename(os.path.join(folder, name), os.path.join(state, name))
-        sync(state)
+            sync(state)
         os.rmdir(folder)
         sync(state)
+
+    def settle(self, release_id):
+        """End what a kill in the middle of `pass_candidate` left: a test that had passed."""
+        if noted(os.path.join(self.candidate(release_id), VERDICT)).get("ok") is True:
+            self.pass_candidate(release_id)
+
+    def serving(self):
+        """The releases that may run here: the current one, and what a switch that was cut off has brought."""
+        return {self.current(), noted(self.pending).get("to")} - {None}
 
     def current(self):
         return (read(os.path.join(self.store, "current")) or "").strip() or None

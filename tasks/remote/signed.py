@@ -111,6 +111,7 @@ def check_lock(store, release_id, signers=SIGNERS):
 
 def check(store, release_id, signers=SIGNERS):
     """Before a switch, forward or back: the lock, and the goldens that the service will be held against."""
+    Records(store).settle(release_id)
     if not required(signers):
         return {"required": False}
     folder = os.path.join(store, "state", release_id)
@@ -137,15 +138,16 @@ def keep(store, release_id, sent, signers=SIGNERS):
     if goldens:
         is_of(release_id, goldens["path"], json.loads(goldens["text"]).get("release"))
     folder = Records(store).candidate(release_id)
-    os.makedirs(folder, exist_ok=True)
-    if not lock["signature"]:
-        remove(os.path.join(folder, SIGNED))
-        return {"kept": False}
     signature = None
     if goldens and goldens["signature"]:
         signature = {key: goldens[key] for key in ("path", "signature")}
-    write(os.path.join(folder, SIGNED), json.dumps({"lock": lock, "goldens": signature}, sort_keys=True))
-    return {"kept": True}
+    text = json.dumps({"lock": lock, "goldens": signature}, sort_keys=True)
+    if not lock["signature"] or text == read(os.path.join(store, "state", release_id, SIGNED)):
+        remove(os.path.join(folder, SIGNED))  # an earlier one's
+    else:
+        os.makedirs(folder, exist_ok=True)
+        write(os.path.join(folder, SIGNED), text)
+    return {"kept": bool(lock["signature"])}
 
 
 def main(argv):

@@ -161,7 +161,7 @@ def relink(store, root, tree):
     for path, sha256 in tree.blobs.items():
         blob, full = os.path.join(store, "blobs", sha256), os.path.join(root, path)
         if os.path.exists(blob) and os.path.isfile(full) and not os.path.samefile(blob, full):
-            if os.path.basename(root) == Records(store).current():
+            if os.path.basename(root) in Records(store).serving():
                 recreate(store)  # it has the old inode mapped
             staged = os.path.join(store, "releases", f".relink.{os.getpid()}")
             os.link(blob, staged)
@@ -211,7 +211,7 @@ def build(store, lock):
         os.chmod(folder, 0o555)
         sync(folder)
     aside = os.path.isdir(root)
-    if aside or lock.id == Records(store).current():
+    if aside or lock.id in Records(store).serving():
         # Whatever becomes of this run: the container must be made anew, as it has the directory mounted that was here.
         recreate(store)
     if aside:
@@ -245,12 +245,12 @@ def proven(store, release_id):
 
 
 def blobs_serving(store):
-    """The blobs of the release that serves here; of every one that could, where nobody can read its lock."""
+    """The blobs of what serves here; all that there are, where nobody can read its lock."""
     records = Records(store)
     try:
-        return release.blobs(records.lock(current)) if (current := records.current()) else {}
+        return set().union(*(release.blobs(records.lock(name)) for name in records.serving()))
     except Refused:
-        return held(store, os.listdir(os.path.join(store, "blobs")))
+        return set(os.listdir(os.path.join(store, "blobs")))
 
 
 def verify(store, lock, percent=100):
@@ -278,7 +278,7 @@ def verify(store, lock, percent=100):
         size += sum(release.model_files(lock).values())
     if wrong:  # not proven any more: the next deploy puts it right, and makes anew what has it mapped
         remove(os.path.join(store, "state", lock.id, "verified-at"))
-        if lock.id == Records(store).current():
+        if lock.id in Records(store).serving():
             recreate(store)
     missing = release.missing(wanted, held(store, wanted))
     if not damaged and not wrong and os.path.isdir(root) and not missing and percent == 100:

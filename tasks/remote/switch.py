@@ -73,6 +73,7 @@ def check(args, asked):
     records = Records(args.store)
     refuse_frozen(records)
     records.intent()
+    signed.check(args.store, args.release, args.signers)
     service = Service(args.stack, args.override, args.project, args.service)
     check_before(records, service, args.release, override_of(args))
     goldens_of(args.store, args.release, asked.get("probe"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
@@ -187,24 +188,74 @@ SMOKE = {
 }
 
 
+def kept(folder):
+    """What a release was proven with."""
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and path.name[0] != "."}
+
+
+def test_a_smoke_test_that_outlives_its_controller_passes_nobody_elses_files(store, monkeypatch):
+    def once(*words, env):
+        with pytest.raises(Refused, match=r"is being smoke-tested.*found pid"):
+            engine.candidate(str(store), "one", {"goldens.json": "the next run's"}, within=0)
+        return dict(SMOKE), 0
+
+    monkeypatch.setattr(engine, "once", once)
+    engine.candidate(str(store), "one", {"goldens.json": "mine"})
+    assert engine.smoke(argparse.Namespace(store=str(store), release="one"))["ok"]
+    assert kept(store / "state/one")["goldens.json"] == "mine"
+    assert engine.candidate(str(store), "one", {"goldens.json": "the next run's"})["folder"]
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_passed_test_that_was_killed_while_that_was_noted_is_ended_by_the_next_run(store, monkeypatch, after):
+    engine.candidate(str(store), "one", {"compose.override.yaml": "new", "goldens.json": "new"})
+    monkeypatch.setattr(engine, "once", lambda *words, env: (dict(SMOKE), 0))
+    moved, real = [], os.rename
+
+    def rename(old, new):
+        if "candidate" in old and not old.endswith(".new"):
+            if len(moved) == after:
+                raise KeyboardInterrupt
+            moved.append(old)
+        real(old, new)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with contextlib.suppress(KeyboardInterrupt):
+        engine.smoke(argparse.Namespace(store=str(store), release="one"))
+    monkeypatch.setattr(os, "rename", real)
+    assert (store / "state/one/candidate").exists() is (after < 4)
+    records.Records(str(store)).settle("one")
+    found = kept(store / "state/one")
+    assert found["goldens.json"] == found["compose.override.yaml"] == "new" and json.loads(found["smoke.json"])["ok"]
+    assert not (store / "state/one/candidate").exists()
+
+
+def test_a_test_that_did_not_pass_is_not_ended_as_if_it_had(store, monkeypatch):
+    engine.candidate(str(store), "one", {"goldens.json": "new"})
+    monkeypatch.setattr(engine, "once", lambda *words, env: (dict(SMOKE), 1))
+    assert not engine.smoke(argparse.Namespace(store=str(store), release="one"))["ok"]
+    records.Records(str(store)).settle("one")
+    assert kept(store / "state/one") == {}
+
+
 def test_a_smoke_test_that_fails_leaves_what_the_release_was_proven_with(store, monkeypatch):
     folder = store / "state/one"
     texts = {"compose.override.yaml": "new", "goldens.json": "new"}
     for name in (*texts, "smoke.json", "embeddings.json"):
         (folder / name).write_text('{"class": "old"}')
-    before = {path.name: path.read_text() for path in folder.iterdir()}
+    before = kept(folder)
     args = argparse.Namespace(store=str(store), release="one")
     for answer, code in (({**SMOKE, "ok": False}, 1), (SMOKE, 1), ({**SMOKE, "ok": False}, 0)):
         engine.candidate(str(store), "one", texts)
         monkeypatch.setattr(engine, "once", lambda *words, env, found=(answer, code): (dict(found[0]), found[1]))
         assert not engine.smoke(args)["ok"]
-        assert {path.name: path.read_text() for path in folder.iterdir() if path.is_file()} == before
+        assert kept(folder) == before
         assert look.store(str(store))["states"]["one"]["candidate"], "so the next deploy tests it again"
         assert engine.embeddings(str(store), "one")["embeddings"] == {"class": "new"}, "to be looked at, and accepted"
     engine.candidate(str(store), "one", texts)
     monkeypatch.setattr(engine, "once", lambda *words, env: (dict(SMOKE), 0))
     assert engine.smoke(args)["ok"] and not look.store(str(store))["states"]["one"]["candidate"]
-    after = {path.name: path.read_text() for path in folder.iterdir()}
+    after = kept(folder)
     assert {name: after[name] for name in texts} == texts and after.keys() == before.keys()
     assert json.loads(after["smoke.json"])["ok"] and "new" in after["embeddings.json"]
 
@@ -239,10 +290,11 @@ INSPECTED = {
 }
 
 
-def test_a_container_that_was_cut_off_or_mounts_what_is_gone_is_told(store):
-    root = store / "releases/one"
-    root.mkdir(parents=True)
-    whole = {**INSPECTED, "Mounts": [{"Source": str(root), "Destination": str(root)}]}
+def test_a_container_that_was_cut_off_or_mounts_what_is_gone_is_told(store, monkeypatch):
+    root = str(store / "releases/one")
+    whole = {**INSPECTED, "Mounts": [{"Source": root, "Destination": "/models/hf"}]}
+    mounted = "1 2 8:1 {} /models/hf ro - ext4 /dev/x ro\n3 2 0:5 / /proc rw - proc proc rw\n"
+    monkeypatch.setattr(look, "read", lambda path: mounted.format("/models/releases/one"))
     assert look.torn(whole, str(store)) == []
     for mode in ("host", "none", "container:x", "default"):
         assert (
@@ -251,11 +303,13 @@ def test_a_container_that_was_cut_off_or_mounts_what_is_gone_is_told(store):
         )
     cut = look.torn({**whole, "NetworkSettings": {"Networks": {"other": {"NetworkID": "2"}}}}, str(store))
     assert cut == ["has lost its network stack_default"]
-    (store / "elsewhere").mkdir()
-    other = {**whole, "Mounts": [{"Source": str(root), "Destination": f"{store}/elsewhere"}]}
-    assert look.torn(other, str(store)) == [f"has mounted what is no longer {root}"]
-    strangers = {**whole, "Mounts": [{"Source": "/etc", "Destination": f"{store}/elsewhere"}]}
-    assert look.torn(strangers, str(store)) == [], "what the operator mounts is theirs"
+    for gone in ("/models/releases/one//deleted", "/models/releases/.one.5.aside"):
+        monkeypatch.setattr(look, "read", lambda path, gone=gone: mounted.format(gone))
+        assert look.torn(whole, str(store)) == [f"has mounted what is no longer {root}"]
+        strangers = {**whole, "Mounts": [{"Source": "/etc", "Destination": "/models/hf"}]}
+        assert look.torn(strangers, str(store)) == [], "what the operator mounts is theirs"
+    monkeypatch.setattr(look, "read", lambda path: None)
+    assert look.torn(whole, str(store)) == [], "it has ended: that is told as that"
 
 
 def test_a_line_of_the_journal_that_was_cut_short_takes_no_other_with_it(store):
