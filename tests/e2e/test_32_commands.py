@@ -159,7 +159,7 @@ def leased(name: str) -> dict:
 
 def test_a_second_rollout_shows_the_first_and_exits(settled):
     lock_version(settled.next)
-    running = background("deploy.py", "--data", "soak=30")
+    running = background("deploy.py", "--data", "soak=15")
     try:
         until("the first rollout holds its hosts", lambda: all(leased(name) for name in HOSTS))
         second = fleet("tasks/rollback.py")
@@ -168,11 +168,11 @@ def test_a_second_rollout_shows_the_first_and_exits(settled):
         assert "is in another rollout" in why and leased(CANARY)["id"] in why and "deploy" in why
         wrong = fleet("tasks/unlock.py", "--data", "lease=x00000000")
         assert wrong.code == 1 and leased(CANARY)["id"] in wrong.host(CANARY)["why"]
-        begun = f"ls {STORE}/state"
-        until("a host is being switched", lambda: any("pending" in on(name, begun).split() for name in HOSTS))
         status = fleet("tasks/status.py")
         assert status.code == 0 and {status.host(name)["state"] for name in HOSTS} == {"in order", "switching"}
         assert f"held by lease {leased(CANARY)['id']}" in status.said and "deploy since" in status.said
+        begun = f"ls {STORE}/state"
+        until("a host is being switched", lambda: any("pending" in on(name, begun).split() for name in HOSTS))
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
@@ -282,7 +282,8 @@ def test_a_service_that_was_cut_off_or_mounts_what_is_gone_is_drift_and_made_ane
     ids, status = [container(name) for name in HOSTS], fleet("tasks/status.py")
     assert "has lost its network light_default" in status.host(HOSTS[0])["why"]
     assert "missing or not readable" in status.host(HOSTS[1])["why"]
-    assert {status.host(name)["state"] for name in HOSTS[2:]} == {"in order"}, status.said[-2000:]
+    for name in HOSTS[2:]:  # but that host's space is unknown, and so is whether the fleet has one
+        assert status.host(name)["why"].startswith("the fleet answers in 2 embedding spaces"), status.said[-2000:]
     deploy()
     now = [container(name) for name in HOSTS]
     assert [old != new for old, new in zip(ids, now, strict=True)] == [True, True, False, False]
