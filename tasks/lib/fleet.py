@@ -172,7 +172,7 @@ class Leases:
         try:
             stdin, stdout, stderr = target.connector.client.exec_command(words)
             stdout.channel.settimeout(60)
-            while (line := stdout.readline()) and not line.startswith("{"):  # a shell's start-up file may talk
+            while (line := stdout.readline()) and not line.startswith('{"'):  # a shell's start-up file may talk
                 lines.append(line.strip())
             answer = line or " ".join([*lines, stderr.read().decode("utf-8", "replace").strip()])[-300:]
         except (OSError, SSHException, EOFError, ValueError) as error:

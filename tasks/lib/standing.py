@@ -20,7 +20,8 @@ def staged(seen: Seen, lock: Lock, override: str, signatures: Mapping[str, Any],
     smoke = about.get("smoke") or {}
     return (
         not lacking(seen, lock)
-        and not (seen["store"]["current"] == lock.id and seen["store"]["lost"])
+        and not seen["store"]["lost"].get(lock.id)
+        and locked_here(seen, lock.id) is not None
         and lock.id in (seen["store"]["releases"] or [])
         and not seen["store"]["recreate"]
         and bool(about.get("verified"))
@@ -235,12 +236,12 @@ def drift(seen: Seen, settings: Settings) -> list[str]:
         return [f"{settings.model_store} has no record of what serves here; is its disk mounted?"] if lost else []
     lock, found = locked_here(seen, current), []
     if lock is None:
-        return [f"releases/{current[:12]} is missing or not readable"]
+        return [f"releases/{current[:12]} is missing or not readable. Next: deploy.py"]
     have = store["blobs"] or {}
     wrong = [name for name, size in blobs(lock).items() if have.get(name) != size]
-    if store["lost"]:
-        gone = ", ".join(store["lost"][:3])
-        found.append(f"{len(store['lost'])} files of what it mounts are gone or cut: {gone}. Next: deploy.py")
+    if lost := store["lost"].get(current):
+        gone = ", ".join(lost[:3])
+        found.append(f"{len(lost)} files of what it mounts are gone or cut: {gone}. Next: deploy.py")
     if wrong:
         found.append(f"{len(wrong)} of its blobs missing or of another size. Next: deploy.py")
     if seen["signers"] and not (store["states"].get(current) or {}).get("signed"):

@@ -374,7 +374,7 @@ def store(path):
     current = (read(os.path.join(path, "current")) or "").strip() or None
     return {
         "blobs": sizes(os.path.join(path, "blobs")),
-        "lost": lost(os.path.join(releases, current)) if current in (built or []) else [],
+        "lost": {name: found for name in built or [] if (found := lost(os.path.join(releases, name)))},
         "incoming": sizes(os.path.join(path, "incoming")),
         "fetching": sizes(os.path.join(path, "fetch")),
         "releases": built,

@@ -54,9 +54,10 @@ class Records:
             return None
         try:
             found = json.loads(text)
-            if found.keys() >= {"from", "to", "stack", "override", "project", "service"}:
+            names = [found[key] for key in ("to", "stack", "override", "project", "service")]
+            if all(isinstance(name, str) for name in [*names, found["from"] or ""]):
                 return found
-        except (ValueError, AttributeError):
+        except (ValueError, LookupError, TypeError):
             pass
         mend = f"journal.jsonl beside it tells what was under way; rm {self.pending}, then deploy.py"
         raise Refused(self.pending, "is no record of a switch", "a JSON object", ascii(text[:80]), mend)

@@ -99,6 +99,7 @@ def check_before(records, service, release_id, override):
     root = os.path.join(records.store, "releases", release_id)
     if not os.path.isfile(os.path.join(root, "lock.json")):
         raise Refused(root, "is not built", "an admitted release", "no lock.json in it", "deploy.py")
+    records.lock(release_id)
     if read(override) is None:
         raise Refused(override, "does not exist", "an override whose smoke test passed", "no file", "deploy.py")
     in_place = read(service.override)

@@ -50,7 +50,12 @@ def test_what_is_no_record_is_none(store, text):
     assert seen["since"] == "then"
 
 
-@pytest.mark.parametrize("text", [*NO_RECORD, '{"to": "x"}'])
+ODD = '{"from": 1, "to": "2", "stack": "3", "override": "4", "project": "5", "service": "6"}'
+
+
+@pytest.mark.parametrize(
+    "text", [*NO_RECORD, '{"to": "x"}', ODD, ODD.replace('"from": 1, "to": "2"', '"from": null, "to": 2')]
+)
 def test_a_pending_switch_that_nobody_can_read_stops_with_its_path_and_what_to_do(bastion, text):
     pending = bastion.store / "state/pending"
     (bastion.store / "releases").mkdir(exist_ok=True)

@@ -187,17 +187,14 @@ def test_admit_makes_the_folder_of_a_releases_state_again(host, document, lock, 
 
 def test_a_look_names_what_is_gone_from_a_release_though_its_blobs_are_there(host, document, lock, contents):
     admit(fill(host, contents), document)
-    (host.store / "current").write_text(f"{lock.id}\n")
-    assert look.store(str(host.store))["lost"] == []
+    assert look.store(str(host.store))["lost"] == {}
     model = lock.models[1]
     top = host.store / "releases" / lock.id / "hub" / model.folder
     (top / "blobs" / model.files["model.safetensors"].etag).unlink()
     (top / "refs/main").chmod(0o644)
     (top / "refs/main").write_text("b")
-    assert look.store(str(host.store))["lost"] == [
-        f"{model.repo}/refs/main",
-        f"{model.repo}/snapshots/{model.commit}/model.safetensors",
-    ]
+    gone = [f"{model.repo}/refs/main", f"{model.repo}/snapshots/{model.commit}/model.safetensors"]
+    assert look.store(str(host.store))["lost"] == {lock.id: gone}
     assert set(release.blobs(lock)) <= set(look.store(str(host.store))["blobs"])
 
 

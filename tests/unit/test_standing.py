@@ -34,7 +34,7 @@ def served(lock, wanted):
         "lease": None,
         "pending": None,
         "away": None,
-        "lost": [],
+        "lost": {},
         "switching": False,
         "recreate": False,
         "since": "then",
@@ -72,7 +72,7 @@ def test_each_drift_is_named(served, wanted, lock):
         (lambda s: s["store"].update(locks={}), "missing or not readable"),
         (lambda s: s["store"]["states"][lock.id].update(verified=None), "not as they were proven"),
         (lambda s: s["store"].update(away={"why": "x"}), "was not readmitted: x"),
-        (lambda s: s["store"].update(lost=["a/b"]), "1 files of what it mounts are gone or cut: a/b"),
+        (lambda s: s["store"].update(lost={lock.id: ["a/b"]}), "1 files of what it mounts are gone or cut: a/b"),
         (lambda s: s.update(signers=[["/x", 0, 0o100644]]), "what serves here has none"),
     ):
         seen = copy.deepcopy(served)
@@ -203,8 +203,12 @@ def test_a_host_whose_mounted_files_are_gone_is_staged_again(served, wanted, loc
     served["docker"]["images"] = {lock.tag: lock.image.ids[0]}
     text, in_git = served["store"]["states"][lock.id]["override"], {"lock": None, "goldens": None}
     assert standing.staged(served, lock, text, in_git, None)
-    served["store"]["lost"] = ["a/b"]
+    served["store"]["lost"] = {lock.id: ["a/b"]}
     assert not standing.staged(served, lock, text, in_git, None)
+    served["store"] |= {"lost": {"0" * 64: ["a/b"]}, "current": "0" * 64}
+    assert standing.staged(served, lock, text, in_git, None), "another release's loss"
+    served["store"]["locks"] = {lock.id: "{}"}
+    assert not standing.staged(served, lock, text, in_git, None), "it is built by the lock that it has"
 
 
 def test_a_host_whose_last_smoke_test_did_not_pass_is_staged_again(served, wanted, lock):

@@ -68,9 +68,9 @@ def status(settings: Settings):
 
 
 def mixed() -> str:
-    """ "" or how the fleet answers in more than one embedding space."""
+    """ "" or how the fleet answers in more than one embedding space; what is unknown is told of its own host."""
     seen = [report.RESULTS[each.name].get("seen") for each in fleet.targets()]
-    spaces = Counter(space for each in seen if each and (space := standing.space_of(each)) != "none")
+    spaces = Counter(space for each in seen if each and (space := standing.space_of(each)) not in ("none", "unknown"))
     counts = ", ".join(f"{count} in {space}" for space, count in sorted(spaces.items()))
     return f"the fleet answers in {len(spaces)} embedding spaces ({counts})" if len(spaces) > 1 else ""
 
