@@ -20,8 +20,7 @@ from pyinfra import logger
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand
 
 from tasks.lib import fleet, report
-from tasks.lib.facts import last_object
-from tasks.lib.release import Lock, Refused, say
+from tasks.lib.release import Lock, Refused, last_object, say
 from tasks.lib.settings import Settings
 
 ROOT = Path(__file__).parent.parent

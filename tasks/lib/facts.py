@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
+
+from tasks.lib.release import last_object
 
 LOOK = Path(__file__).parent.parent / "remote" / "look.py"
 
@@ -29,12 +28,3 @@ class Host(FactBase[dict[str, Any] | None]):
 
     def process(self, output: list[str]) -> dict[str, Any] | None:
         return last_object(output, "python")
-
-
-def last_object(lines: Sequence[str], key: str) -> dict[str, Any] | None:
-    """The last line that is a JSON object with `key`: what a shell says when it starts or ends is no answer."""
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            if isinstance(found := json.loads(line), dict) and key in found:
-                return found
-    return None

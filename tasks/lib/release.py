@@ -6,12 +6,13 @@ name that came from a Hub is judged, by this one piece of code on every machine.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -53,6 +54,15 @@ OPTIONAL_NAMES = (
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )
+
+
+def last_object(lines: Sequence[str], key: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object with `key`: what a shell says when it starts or ends is no answer."""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict) and key in found:
+                return found
+    return None
 
 
 class Refused(Exception):

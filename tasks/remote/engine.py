@@ -33,7 +33,7 @@ import release
 import signed
 import volume
 from files import answered, digest, keep, locked, now, read, remove, write
-from records import Records
+from records import VERDICT, Records
 from release import CANDIDATE, Refused
 from service import LOADER
 from store import held, recreate
@@ -120,9 +120,9 @@ def tested(args, folder):
     answer, code = once(args, "smoke", "smoke test", "setting smoke_deadline", env={CANDIDATE: folder})
     answer |= {"at": now(), "ok": bool(answer.get("ok")) and code == 0}
     kept = {key: value for key, value in answer.items() if key != "embeddings"}
-    write(os.path.join(folder, "smoke.json"), json.dumps(kept, sort_keys=True))
     if answer.get("embeddings"):
         write(os.path.join(folder, "embeddings.json"), json.dumps(answer["embeddings"], sort_keys=True))
+    write(os.path.join(folder, VERDICT), json.dumps(kept, sort_keys=True))  # last: with it, the rest is passed
     if not answer["ok"]:
         failing = [f"{check['name']}: {check['detail']}" for check in answer.get("checks", []) if not check["ok"]]
         error = answer.get("error") or {"where": "smoke test", "what": "says no", "found": "; ".join(failing)[:900]}
@@ -146,7 +146,7 @@ def once(args, service, what, mend, more=(), env=None):
         raise Refused(what, f"took longer than {args.within} s", found=said, next=mend) from None
     finally:
         no_networks()
-    answer = last_json(done.stdout)
+    answer = release.last_object(done.stdout.splitlines(), "ok")
     if answer is None:
         killed = done.returncode == 137
         how = "was killed: out of memory?" if killed else f"ended with code {done.returncode} and no result"
@@ -179,17 +179,6 @@ def bring(args, lock):
         volume.clear(lock, found)
     odd = ", ".join(f"{path} {what}" for path, what in sorted(found.items())[:3])
     raise Refused(lock.volume, "does not match the lock", "every byte as locked", odd, "who writes there?")
-
-
-def last_json(text):
-    for line in reversed(text.splitlines()):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and "ok" in found:
-            return found
-    return None
 
 
 def embeddings(store, release_id):

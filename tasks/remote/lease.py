@@ -57,10 +57,9 @@ def hold(args):
         found = described(holder) if holder else f"no note of whose it is, and {lock} held by {read(lock)}"
         mend = f"tasks/unlock.py --data lease={holder['id']}" if "id" in holder else "end that process there"
         no = Refused(args.store, "is in another rollout", "no lease", found, f"wait for it, or {mend}")
-        return answered(lambda: {"ok": False, "error": no.error}, args.store)
     except OSError as error:  # a disk that is full, or read-only
         no = refusal(error, args.store)
-        return answered(lambda: {"ok": False, "error": no.error}, args.store)
+    return answered(lambda: {"ok": False, "error": no.error}, args.store)
 
 
 def unlock(args):

@@ -210,25 +210,21 @@ def container(project, service, store):
 
 def torn(found, store):
     """What a running container was given and has no more: its network, the release's directory that it has mounted."""
-    asked, networks, words = (
+    words, networks = [], found["NetworkSettings"]["Networks"] or {}
+    asked, known = (
         found["HostConfig"].get("NetworkMode") or "",
-        found["NetworkSettings"]["Networks"] or {},
-        [],
+        {*networks, *(n.get("NetworkID") for n in networks.values())},
     )
-    if asked not in ("host", "none", "default") and not asked.startswith("container:"):
-        known = {*networks, *(network.get("NetworkID") for network in networks.values())}
-        words += [] if asked in known else [f"has lost its network {asked}"]
+    if asked not in ("host", "none", "default", *known) and not asked.startswith("container:"):
+        words.append(f"has lost its network {asked}")
     lines = (line.split() for line in (read(f"/proc/{found['State']['Pid']}/mountinfo") or "").splitlines())
     roots = {line[4]: line[3] for line in lines}  # mount point in there -> path on its own filesystem
     for mount in found["Mounts"]:
         source, inside = mount.get("Source") or "", roots.get(mount["Destination"])
-        if source.startswith(os.path.join(store, "releases", "")) and inside is not None:
-            # What was renamed has another name by now, and what was removed "//deleted" behind it.
-            words += (
-                []
-                if inside.endswith("/releases/" + os.path.basename(source))
-                else [f"has mounted what is no longer {source}"]
-            )
+        ours = source.startswith(os.path.join(store, "releases", "")) and inside is not None
+        # What was renamed has another name by now, and what was removed "//deleted" behind it.
+        if ours and not inside.endswith("/releases/" + os.path.basename(source)):
+            words.append(f"has mounted what is no longer {source}")
     return words
 
 

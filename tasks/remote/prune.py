@@ -88,9 +88,9 @@ def order(store, name):
     epoch = noted(os.path.join(store, "state", name, "verified-at")).get("epoch")
     if not isinstance(epoch, (int, float)):
         return 0  # no record of ours: as if it had not been proven
-    return (
-        epoch if epoch <= time.time() + 86400 else epoch - 2**40
-    )  # of the future, when the clock was wrong: the oldest
+    if epoch > time.time() + 86400:
+        return epoch - 2**40  # of the future, as the clock was wrong: older than all others
+    return epoch
 
 
 def plan(store, keep, asked):

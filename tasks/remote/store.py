@@ -157,11 +157,11 @@ def recreate(store):
 def relink(store, root, tree):
     """Point each hard link of a release that is there at blobs/ again, by rename: after a repair the old inode must go
     everywhere. What is not there is no link's matter: `build` makes such a release anew."""
-    changed = []
+    changed, serves = [], os.path.basename(root) in Records(store).serving()
     for path, sha256 in tree.blobs.items():
         blob, full = os.path.join(store, "blobs", sha256), os.path.join(root, path)
         if os.path.exists(blob) and os.path.isfile(full) and not os.path.samefile(blob, full):
-            if os.path.basename(root) in Records(store).serving():
+            if serves:
                 recreate(store)  # it has the old inode mapped
             staged = os.path.join(store, "releases", f".relink.{os.getpid()}")
             os.link(blob, staged)

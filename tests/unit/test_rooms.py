@@ -30,7 +30,7 @@ ROOMS = {
     "tasks/lib/table.py": ({"rich"}, {"fitness"}),
     "tasks/lib/page.py": ({"jinja2", "matplotlib"}, {"fitness"}),
     "tasks/lib/display.py": ({"gevent", "rich"}, {"fitness"}),
-    "tasks/lib/calls.py": ({"pyinfra", "gevent"}, {"release", "settings", "facts", "fleet", "report"}),
+    "tasks/lib/calls.py": ({"pyinfra", "gevent"}, {"release", "settings", "fleet", "report"}),
     **{
         f"tasks/lib/operations/{path.name}": ({"pyinfra", "gevent"}, OPERATIONS)
         for path in sorted((ROOT / "tasks/lib/operations").glob("*.py"))
