@@ -62,7 +62,8 @@ def options(**values: Any) -> list[str]:
 def call(
     target: Any, *program: str, document: str | None = None, deadline: int = 600, python: str = "python3", **more: Any
 ) -> dict[str, Any]:
-    """Run a program of the tool on `target`'s store; its JSON, or {"ok": False, "error": …} when it gave none.
+    """Run a program of the tool on `target`'s store; its JSON, or {"ok": False, "answered": False, "error": …} when it
+    gave none.
 
     `deadline` (seconds) bounds it there and here; `more` are its options. Never raises.
     """
@@ -81,7 +82,8 @@ def call(
         what = f"`{' '.join(program)}` gave no answer"
         said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
         mend = "the same again, which ends what was begun"
-        answer = {"ok": False, "error": {"where": target.name, "what": what, "found": said, "next": mend}}
+        no = {"where": target.name, "what": what, "found": said, "next": mend}
+        answer = {"ok": False, "answered": False, "error": no}
     if answer.get("ok") and not ok:
         answer = {"ok": False, "error": {"where": target.name, "what": f"`{program[0]}` failed after its answer"}}
     return answer

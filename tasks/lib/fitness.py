@@ -171,6 +171,10 @@ def _store(seen: Seen, settings: Settings) -> list[str]:
         found.append(f"{settings.model_store} cannot be read; nothing is assumed about it. Next: look at that disk")
     if len(store["devices"]) > 1:
         found.append(f"{settings.model_store} spans several filesystems; expected one. Next: mount the whole store")
+    if seen["store_filesystem"]["read_only"]:
+        found.append(
+            f"{settings.model_store} is on a read-only filesystem. Next: mount it read-write, or look at its disk"
+        )
     if settings.store_is_mount and not store["mounted"]:
         where = seen["store_filesystem"]["mount"]
         found.append(

@@ -17,14 +17,14 @@ from typing import Any
 
 import gevent
 from gevent.lock import BoundedSemaphore
-from paramiko import SSHException
+from paramiko import ChannelException, SSHException
 from pyinfra import host, inventory, logger, state
 from pyinfra.api import BaseStateCallback, FunctionCommand, StringCommand, operation
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.connectors.util import CommandOutput, OutputLine, make_unix_command_for_host
 
 from tasks.lib import report
-from tasks.lib.release import Refused
+from tasks.lib.release import Refused, last_object
 from tasks.lib.settings import ELEVATION
 
 # All that pyinfra does on a host goes through one ssh transport, and sshd allows ten sessions on it; one is kept for
@@ -134,6 +134,8 @@ def run(target: Any, command: StringCommand, stdin: str | None, timeout: int) ->
             )
         except (TimeoutError, OSError, SSHException, EOFError, ConnectError) as error:
             said = f"{target.name}: {type(error).__name__}: {error}"
+            if isinstance(error, ChannelException):  # logged in, and refused a session
+                said += f"; expected {SESSIONS + 2} sessions on one connection. Next: MaxSessions in its sshd_config"
             logger.error(said)
             return False, CommandOutput([OutputLine("stderr", said)])
 
@@ -172,7 +174,7 @@ class Leases:
         try:
             stdin, stdout, stderr = target.connector.client.exec_command(words)
             stdout.channel.settimeout(60)
-            while (line := stdout.readline()) and not line.startswith('{"'):  # a shell's start-up file may talk
+            while (line := stdout.readline()) and last_object([line], "ok") is None:  # a shell's start-up file may talk
                 lines.append(line.strip())
             answer = line or " ".join([*lines, stderr.read().decode("utf-8", "replace").strip()])[-300:]
         except (OSError, SSHException, EOFError, ValueError) as error:

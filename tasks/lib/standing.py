@@ -241,7 +241,7 @@ def drift(seen: Seen, settings: Settings) -> list[str]:
     wrong = [name for name, size in blobs(lock).items() if have.get(name) != size]
     if lost := store["lost"].get(current):
         gone = ", ".join(lost[:3])
-        found.append(f"{len(lost)} files of what it mounts are gone or cut: {gone}. Next: deploy.py")
+        found.append(f"{len(lost)} files of what it mounts are gone or others: {gone}. Next: deploy.py")
     if wrong:
         found.append(f"{len(wrong)} of its blobs missing or of another size. Next: deploy.py")
     if seen["signers"] and not (store["states"].get(current) or {}).get("signed"):

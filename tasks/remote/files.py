@@ -5,6 +5,7 @@ Shared by the remote programs; nothing here knows what a release is.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,6 +19,13 @@ CHUNK = 1 << 20
 # The locks that this process holds. What changes things for it, as `docker compose up`, has them too, and keeps the next
 # one out until it has ended, whatever became of us.
 HELD: list[int] = []
+MENDS = {
+    errno.ENOSPC: "tasks/prune.py, or free some space there",
+    errno.EROFS: "mount it read-write",
+    errno.EISDIR: "move that directory away",
+    errno.ENOTDIR: "move what is there in a directory's place away",
+    errno.EIO: "look at that disk (dmesg)",
+}
 
 
 def sync(folder):
@@ -41,11 +49,12 @@ def write(path, text, mode=0o644):
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
+        os.rename(staged, path)
+        sync(os.path.dirname(path))
     except OSError as error:
-        error.filename = error.filename or path  # a full disk does not say whose it is
+        if not os.path.isdir(staged):  # a full disk does not say whose it is, and nobody knows the staged name
+            error.filename = path
         raise
-    os.rename(staged, path)
-    sync(os.path.dirname(path))
 
 
 def read(path):
@@ -153,7 +162,9 @@ def refusal(error, where):
     if isinstance(error, Refused):
         return error
     if isinstance(error, OSError):
-        return Refused(str(error.filename or where), "cannot be read or written", found=str(error.strerror or error))
+        mend = f"{MENDS.get(error.errno or 0, 'look at it there')}, then the same again"
+        found = str(error.strerror or error)
+        return Refused(str(error.filename or where), "cannot be read or written", found=found, next=mend)
     import traceback
 
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -167,5 +178,6 @@ def answered(work, where):
         answer = {"ok": True, **work()}
     except Exception as error:
         answer = {"ok": False, "error": refusal(error, where).error}
-    print(json.dumps(answer, ensure_ascii=True, sort_keys=True), flush=True)
+    # Begun on a line of its own: a shell's start-up file may have said something, without ending its line.
+    print("\n" + json.dumps(answer, ensure_ascii=True, sort_keys=True), flush=True)
     return 0 if answer["ok"] else 1

@@ -105,6 +105,7 @@ def filesystem(path):
         "exists": os.path.isdir(path),
         "free_bytes": stat.f_bavail * stat.f_frsize,
         "free_inodes": stat.f_favail if stat.f_files else None,
+        "read_only": bool(stat.f_flag & os.ST_RDONLY),
         "device": os.stat(real).st_dev,
         "mount": mount,
     }
@@ -166,27 +167,44 @@ def reached(targets, within=2.0):
     return sorted(found)
 
 
-def stack(directory, service):
-    """The operator's stack: its file, the override beside it (first line and text), the services it names."""
+def stack(directory, service, project=None):
+    """The operator's stack: its file, the override beside it, its project, its services, the networks of `service`."""
     files = [name for name in STACK_FILES if os.path.isfile(os.path.join(directory, name))]
     if not files:
         return {"directory": directory, "files": []}
     stem, suffix = os.path.splitext(files[0])
     overrides = [f"{s}.override{x}" for s in ("compose", "docker-compose") for x in (".yml", ".yaml")]
     there = [name for name in overrides if os.path.exists(os.path.join(directory, name))]
-    config = parsed(output("docker", "compose", "-f", os.path.join(directory, files[0]), "config", "--format", "json"))
+    named = ["-p", project] if project else []
+    config = output("docker", "compose", *named, "-f", os.path.join(directory, files[0]), "config", "--format", "json")
+    config = record(config)
     return {
         "directory": directory,
         "files": files,
         "override": f"{stem}.override{suffix}",
         "overrides": {name: read(os.path.join(directory, name)) for name in there},
-        "project": config.get("name") if config else None,
+        "project": config.get("name") if config else project,
         "services": sorted(config.get("services") or {}) if config else None,
+        "networks": wired(config, service) if config else {},
     }
 
 
-def container(project, service, store):
-    """The service's container: id, image, state, health, restarts, start, mounts, its process, what it has lost; None without one."""
+def wired(config, service):
+    """{network: [what the service is called on it]} as Compose would make it; {} where it has the host's, or another's."""
+    asked = ((config.get("services") or {}).get(service) or {}).get("networks") or {}
+    names = {key: ((config.get("networks") or {}).get(key) or {}).get("name") or key for key in asked}
+    # The engine's own bridge knows no names.
+    return {
+        names[key]: [] if names[key] == "bridge" else sorted({service, *((about or {}).get("aliases") or [])})
+        for key, about in asked.items()
+    }
+
+
+def container(project, service, store, networks):
+    """The service's container: id, image, state, health, restarts, start, mounts, its process, what it has lost; None without one.
+
+    `networks`: see `wired`.
+    """
     labels = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
     ids = output("docker", "ps", "-aq", "--no-trunc", "--filter", labels[0], "--filter", labels[1])
     found = parsed(output("docker", "inspect", *ids.split())) if ids else None
@@ -204,19 +222,18 @@ def container(project, service, store):
         "release": (found[0]["Config"]["Labels"] or {}).get("hf-offline.release"),
         "process": process(state["Pid"]),
         "mounts": {m["Destination"]: m.get("Source") for m in found[0]["Mounts"]},
-        "torn": torn(found[0], store) if state["Status"] == "running" else [],
+        "torn": torn(found[0], store, networks) if state["Status"] == "running" else [],
     }
 
 
-def torn(found, store):
-    """What a running container was given and has no more: its network, the release's directory that it has mounted."""
-    words, networks = [], found["NetworkSettings"]["Networks"] or {}
-    asked, known = (
-        found["HostConfig"].get("NetworkMode") or "",
-        {*networks, *(n.get("NetworkID") for n in networks.values())},
-    )
-    if asked not in ("host", "none", "default", *known) and not asked.startswith("container:"):
-        words.append(f"has lost its network {asked}")
+def torn(found, store, networks):
+    """What a running container is to have and has not: its networks and names, the release's directory that it has mounted."""
+    words, has = [], found["NetworkSettings"]["Networks"] or {}
+    for network, names in networks.items():
+        if network not in has:
+            words.append(f"has lost its network {network}")
+        elif gone := sorted(set(names) - set(has[network].get("Aliases") or [])):
+            words.append(f"is no longer called {', '.join(gone)} on its network {network}")
     lines = (line.split() for line in (read(f"/proc/{found['State']['Pid']}/mountinfo") or "").splitlines())
     roots = {line[4]: line[3] for line in lines}  # mount point in there -> path on its own filesystem
     for mount in found["Mounts"]:
@@ -304,7 +321,7 @@ def since(path):
     for line in reversed((read(os.path.join(path, "journal.jsonl")) or "").splitlines()):
         entry = record(line) or {}
         if entry.get("step") == "confirm":
-            return entry.get("time")
+            return entry["time"] if isinstance(entry.get("time"), str) else None
     return None
 
 
@@ -319,19 +336,22 @@ def sizes(directory):
         return None
 
 
-def lost(root):
+def lost(root, blobs):
     """Files that a release's cache lacks, or has in another size, by its own lock; [] where that names none to look for.
 
-    Blobs are hard links: what the store has under blobs/ may be gone from what the service has mounted.
+    Blobs are hard links: what the store has under `blobs` may be gone from what the service has mounted, or be another
+    file there.
     """
     lock, found = record(read(os.path.join(root, "lock.json"))) or {}, []
     try:
         for model in lock["models"] if lock["serve"].get("delivery") != "online" else []:
             top = os.path.join(root, "hub", "models--" + model["repo"].replace("/", "--"))
             wanted = {os.path.join("snapshots", model["commit"], n): f["size"] for n, f in model["files"].items()}
+            proven = {os.path.join("snapshots", model["commit"], n): f["sha256"] for n, f in model["files"].items()}
             for name, size in {**wanted, "refs/main": len(model["commit"])}.items():
-                path = os.path.join(top, name)
-                if not os.path.isfile(path) or os.path.getsize(path) != size:
+                path, blob = os.path.join(top, name), os.path.join(blobs, proven.get(name, "-"))
+                whole = os.path.isfile(path) and os.path.getsize(path) == size
+                if not whole or (os.path.exists(blob) and not os.path.samefile(path, blob)):
                     found.append(f"{model['repo']}/{name}")
     except (KeyError, TypeError, AttributeError):
         return []  # a lock that nobody can read is told as that
@@ -345,7 +365,7 @@ def bundle(path):
 
 
 def store(path):
-    releases, states = os.path.join(path, "releases"), os.path.join(path, "state")
+    releases, states, blobs = (os.path.join(path, name) for name in ("releases", "state", "blobs"))
     try:
         built = sorted(n for n in os.listdir(releases) if len(n) == 64) if os.path.isdir(releases) else []
     except OSError:
@@ -369,8 +389,8 @@ def store(path):
             }
     current = (read(os.path.join(path, "current")) or "").strip() or None
     return {
-        "blobs": sizes(os.path.join(path, "blobs")),
-        "lost": {name: found for name in built or [] if (found := lost(os.path.join(releases, name)))},
+        "blobs": sizes(blobs),
+        "lost": {name: found for name in built or [] if (found := lost(os.path.join(releases, name), blobs))},
         "incoming": sizes(os.path.join(path, "incoming")),
         "fetching": sizes(os.path.join(path, "fetch")),
         "releases": built,
@@ -418,9 +438,10 @@ def look(ask):
     if ask.get("bundle"):
         seen["bundle"] = bundle(ask["bundle"])
     if ask.get("stack"):
-        seen["stack"] = stack(ask["stack"], ask["service"])
-        project = ask.get("project") or seen["stack"].get("project")
-        seen["container"] = container(project, ask["service"], ask["store"]) if project and seen["docker"] else None
+        seen["stack"] = stack(ask["stack"], ask["service"], ask.get("project"))
+        project, networks = (seen["stack"].get(key) for key in ("project", "networks"))
+        known = project and seen["docker"]
+        seen["container"] = container(project, ask["service"], ask["store"], networks) if known else None
     return seen
 
 
@@ -436,7 +457,8 @@ def main(argv):
         before, seen = moment(ask["store"]), look(ask)
         if moment(ask["store"]) == before:
             break
-    print(json.dumps(seen, ensure_ascii=True, sort_keys=True), flush=True)
+    # Begun on a line of its own: a shell's start-up file may have said something, without ending its line.
+    print("\n" + json.dumps(seen, ensure_ascii=True, sort_keys=True), flush=True)
     os._exit(0)  # not waiting for a resolver that still asks
 
 

@@ -27,6 +27,15 @@ class Records:
             )
         )
 
+    def refuse_odd(self, release_id):
+        """Where a switch to this release writes there are files of ours, or nothing: half-way it would be too late to hear."""
+        names = ("current", "previous", "journal.jsonl", f"state/{release_id}/compose.confirmed.yaml")
+        places = [os.path.join(self.store, name) for name in names]
+        places += [self.before, self.pending, self.away, self.frozen, self.confirmation, self.outcome, self.recreate]
+        for path in places:
+            if os.path.lexists(path) and not os.path.isfile(path):
+                raise Refused(path, "is not a file", "a file or nothing", "something else", "move it away")
+
     def journal(self, step, **more):
         """One line before each step; on disk before the step begins."""
         line = json.dumps({"time": now(), "step": step, **more}, ensure_ascii=True)

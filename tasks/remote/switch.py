@@ -96,6 +96,7 @@ def goldens_of(store, release_id, asked):
 
 def check_before(records, service, release_id, override):
     """Everything that can be known before anything changes: release, image, override, Compose's own opinion."""
+    records.refuse_odd(release_id)
     root = os.path.join(records.store, "releases", release_id)
     if not os.path.isfile(os.path.join(root, "lock.json")):
         raise Refused(root, "is not built", "an admitted release", "no lock.json in it", "deploy.py")
@@ -108,8 +109,12 @@ def check_before(records, service, release_id, override):
     if os.path.islink(service.override):
         found = f"a link to {os.readlink(service.override)}"
         raise Refused(service.override, "is a link, and would become a file", "a file or nothing", found, "remove it")
-    write(f"{service.override}.try", "")  # a read-only directory says so now, and not half-way
-    remove(f"{service.override}.try")
+    try:  # a read-only directory says so now, and not half-way
+        write(f"{service.override}.try", "")
+        remove(f"{service.override}.try")
+    except OSError as error:
+        error.filename = service.stack
+        raise
     files = service.files(override)
     done = docker("compose", "-p", service.project, "--project-directory", service.stack, *files, "config", "-q")
     if done.returncode:
@@ -363,7 +368,8 @@ def detached(args, ask):
             break
         text += chunk
     if b"\n" not in text:
-        raise Refused("activate", "ended without an answer", found="killed, or out of time", next="the same again")
+        no = Refused("activate", "ended without an answer", found="killed, or out of time", next="the same again")
+        return {"ok": False, "state": "unknown", "error": no.error}
     return json.loads(text.split(b"\n")[0])
 
 
@@ -385,8 +391,13 @@ def background(args, ask, pipe):
     try:
         # An activation whose controller died puts the old release back in a while: then it is our turn.
         with alone(args.store, within=args.confirm + REVERT + COMMAND):
-            answer = {"ok": True, **activate(args, ask, awaiting)}
-            write(Records(args.store).outcome, json.dumps({"token": token[0] if token else None, **answer}))
+            try:
+                answer = {"ok": True, **activate(args, ask, awaiting)}
+            except Exception as error:  # after the confirmation, that a record cannot be written
+                answer = {"ok": False, "error": refusal(error, args.store).error}
+                answer |= {"state": "unknown"} if token else {}
+            if token:  # somebody waits for how it ended
+                write(Records(args.store).outcome, json.dumps({"token": token[0], **answer}))
     except Exception as error:
         answer = {"ok": False, "error": refusal(error, args.store).error}
     tell(answer)

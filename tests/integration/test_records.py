@@ -279,17 +279,18 @@ def test_the_smoke_test_reads_the_goldens_that_it_is_to_pass_with(store, monkeyp
     assert seen["env"]["HF_OFFLINE_CANDIDATE"] == f"{store}/state/one/candidate"
 
 
-def test_a_store_that_cannot_be_written_gives_no_lease_and_says_so(store, capsys):
-    (store / "lease.json.new").mkdir()
+@pytest.mark.parametrize("name", ["lease.json", "lease.json.new"])
+def test_a_store_that_cannot_be_written_gives_no_lease_and_says_so(store, capsys, name):
+    (store / name).mkdir()
     args = argparse.Namespace(store=str(store), id="x1", who="w", release="r", why="y")
     assert lease.hold(args) == 1
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error["where"].endswith("lease.json.new") and "Is a directory" in error["found"]
+    assert error["where"] == str(store / name) and "Is a directory" in error["found"]
+    assert error["next"] == "move that directory away, then the same again"
 
 
 INSPECTED = {
-    "HostConfig": {"NetworkMode": "stack_default"},
-    "NetworkSettings": {"Networks": {"stack_default": {"NetworkID": "1"}}},
+    "NetworkSettings": {"Networks": {"stack_default": {"Aliases": ["search"]}, "front": {"Aliases": ["search", "s"]}}},
     "State": {"Pid": os.getpid()},
     "Mounts": [],
 }
@@ -300,21 +301,23 @@ def test_a_container_that_was_cut_off_or_mounts_what_is_gone_is_told(store, monk
     whole = {**INSPECTED, "Mounts": [{"Source": root, "Destination": "/models/hf"}]}
     mounted = "1 2 8:1 {} /models/hf ro - ext4 /dev/x ro\n3 2 0:5 / /proc rw - proc proc rw\n"
     monkeypatch.setattr(look, "read", lambda path: mounted.format("/models/releases/one"))
-    assert look.torn(whole, str(store)) == []
-    for mode in ("host", "none", "container:x", "default"):
-        assert (
-            look.torn({**whole, "HostConfig": {"NetworkMode": mode}, "NetworkSettings": {"Networks": {}}}, str(store))
-            == []
-        )
-    cut = look.torn({**whole, "NetworkSettings": {"Networks": {"other": {"NetworkID": "2"}}}}, str(store))
-    assert cut == ["has lost its network stack_default"]
+    front = {"name": "front", "external": True}
+    config = {"services": {"search": {"networks": {"default": None, "front": {"aliases": ["s"]}}}, "bare": {}}}
+    config |= {"networks": {"default": {"name": "stack_default"}, "front": front}}
+    networks = look.wired(config, "search")
+    assert networks == {"stack_default": ["search"], "front": ["s", "search"]} and look.wired(config, "bare") == {}
+    assert look.torn(whole, str(store), networks) == []
+    cut = {**whole, "NetworkSettings": {"Networks": {"front": {"Aliases": None}, "other": {}}}}
+    said = ["has lost its network stack_default", "is no longer called s, search on its network front"]
+    assert look.torn(cut, str(store), networks) == said
+    assert look.torn(cut, str(store), {}) == [], "one with the host's network, or another container's"
     for gone in ("/models/releases/one//deleted", "/models/releases/.one.5.aside"):
         monkeypatch.setattr(look, "read", lambda path, gone=gone: mounted.format(gone))
-        assert look.torn(whole, str(store)) == [f"has mounted what is no longer {root}"]
+        assert look.torn(whole, str(store), networks) == [f"has mounted what is no longer {root}"]
         strangers = {**whole, "Mounts": [{"Source": "/etc", "Destination": "/models/hf"}]}
-        assert look.torn(strangers, str(store)) == [], "what the operator mounts is theirs"
+        assert look.torn(strangers, str(store), networks) == [], "what the operator mounts is theirs"
     monkeypatch.setattr(look, "read", lambda path: None)
-    assert look.torn(whole, str(store)) == [], "it has ended: that is told as that"
+    assert look.torn(whole, str(store), networks) == [], "it has ended: that is told as that"
 
 
 def test_a_line_of_the_journal_that_was_cut_short_takes_no_other_with_it(store):

@@ -198,6 +198,19 @@ def test_a_look_names_what_is_gone_from_a_release_though_its_blobs_are_there(hos
     assert set(release.blobs(lock)) <= set(look.store(str(host.store))["blobs"])
 
 
+def test_a_look_names_what_is_another_file_than_the_stores_blob(host, document, lock, contents):
+    admit(fill(host, contents), document)
+    model = lock.models[1]
+    file = model.files["model.safetensors"]
+    blob = host.store / "releases" / lock.id / "hub" / model.folder / "blobs" / file.etag
+    blob.parent.chmod(0o755)
+    blob.unlink()
+    blob.write_bytes(b"x" * file.size)
+    assert look.store(str(host.store))["lost"] == {
+        lock.id: [f"{model.repo}/snapshots/{model.commit}/model.safetensors"]
+    }
+
+
 def test_a_release_that_was_built_anew_is_mounted_anew_whatever_becomes_of_the_run(host, document, lock, contents):
     fill(host, contents)
     admit(host, document)

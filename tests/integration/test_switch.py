@@ -129,6 +129,33 @@ def test_a_disk_that_is_full_before_the_confirmation_leaves_all_as_it_was(store,
     assert records_of(store) == ["one", "zero", f"{switch.MARKER}; one"] and Stub.up_now["text"].endswith("one")
 
 
+@pytest.mark.parametrize(
+    "name", ["previous", "state/outcome", "state/confirmation", "state/one/compose.confirmed.yaml"]
+)
+def test_a_directory_in_a_records_place_is_refused_before_anything_is_touched(store, name):
+    with pytest.raises(Refused, match="is not built"):
+        switch.check_before(records.Records(str(store)), None, "one", "")
+    (store / name).mkdir()
+    with pytest.raises(Refused, match=f"{name} is not a file|{name}: is not a file"):
+        switch.check_before(records.Records(str(store)), None, "one", "")
+
+
+def test_what_fails_after_the_confirmation_is_told_to_who_waits_for_it(store, machine, monkeypatch):
+    def fails(args, ask, tell):
+        tell({"token": "7"})
+        raise OSError(28, "No space left on device", "/x/current")
+
+    monkeypatch.setattr(switch, "activate", fails)
+    args = argparse.Namespace(store=str(store), confirm=1, within=5.0, token="7")
+    pipe = os.open(os.devnull, os.O_WRONLY)
+    switch.background(args, {}, pipe)
+    answer = switch.confirmed(args)
+    assert answer["state"] == "unknown" and answer["error"]["where"] == "/x/current"
+    assert answer["error"]["next"].startswith("tasks/prune.py, or free some space")
+    with pytest.raises(Refused, match="has no activation that waits"):
+        switch.confirmed(argparse.Namespace(**{**vars(args), "token": "8"}))
+
+
 def test_a_revert_that_fails_is_frozen_even_where_nothing_can_be_written_of_it(store, machine, monkeypatch):
     def sick(self, *words):
         full(monkeypatch, "o.yml", "frozen")

@@ -29,7 +29,14 @@ SEEN = {
     "ssh_keygen": "/usr/bin/ssh-keygen",
     "signers": None,
     "egress": [],
-    "store_filesystem": {"path": "/srv/models", "device": 1, "mount": "/", "free_bytes": 10**12, "free_inodes": 10**6},
+    "store_filesystem": {
+        "path": "/srv/models",
+        "device": 1,
+        "mount": "/",
+        "read_only": False,
+        "free_bytes": 10**12,
+        "free_inodes": 10**6,
+    },
     "store": {
         "blobs": {},
         "incoming": {},
@@ -92,6 +99,7 @@ LACKS = [
     (["store", "blobs"], None, "cannot be read"),
     (["store", "devices"], [1, 2], "several filesystems"),
     (["store", "frozen"], {"why": "x"}, "is frozen: x"),
+    (["store_filesystem", "read_only"], True, "/srv/models is on a read-only filesystem"),
     (["store_filesystem", "free_bytes"], 1000, "needs 67.1 MB, 1.0 kB free"),
     (["store_filesystem", "free_inodes"], 3, "inodes, 3 free"),
     (["docker", "root", "free_bytes"], 5, "/var/lib/docker: needs"),

@@ -72,7 +72,7 @@ def test_each_drift_is_named(served, wanted, lock):
         (lambda s: s["store"].update(locks={}), "missing or not readable"),
         (lambda s: s["store"]["states"][lock.id].update(verified=None), "not as they were proven"),
         (lambda s: s["store"].update(away={"why": "x"}), "was not readmitted: x"),
-        (lambda s: s["store"].update(lost={lock.id: ["a/b"]}), "1 files of what it mounts are gone or cut: a/b"),
+        (lambda s: s["store"].update(lost={lock.id: ["a/b"]}), "1 files of what it mounts are gone or others: a/b"),
         (lambda s: s.update(signers=[["/x", 0, 0o100644]]), "what serves here has none"),
     ):
         seen = copy.deepcopy(served)

@@ -13,7 +13,7 @@ from tasks.lib.operations import switching
 OLD = "0" * 64
 AWAITING = {"ok": True, "state": "awaiting", "token": "1"}
 AWAY = {"ok": False, "state": "active, not readmitted", "error": {"where": "readmit", "what": "failed with code 1"}}
-LOST = {"ok": False, "error": {"where": "gpu1", "what": "`switch confirm` gave no answer"}}
+LOST = {"ok": False, "answered": False, "error": {"where": "gpu1", "what": "`switch confirm` gave no answer"}}
 
 
 class Host:
@@ -100,7 +100,16 @@ def test_after_the_confirmation_nobody_says_that_the_old_release_comes_back(answ
 
 def test_a_host_that_takes_no_new_connection_at_all_goes_back(answers, known):
     assert not answers(AWAITING, taken=0)
-    assert row(known) == ("failed", OLD, "old") and "takes no new connection" in known["why"]
+    assert row(known) == ("unknown", None, "unknown") and "takes no new connection" in known["why"]
+
+
+def test_of_a_switch_that_nobody_answered_nothing_is_claimed(answers, known):
+    assert not answers(LOST)
+    assert row(known) == ("unknown", None, "unknown")
+    assert not answers({"ok": False, "error": {"where": "x", "what": "is frozen"}}), (
+        "the host's own no, before it began"
+    )
+    assert known["state"] == "failed"
 
 
 def withdrawn(monkeypatch, known, lock, *answers):

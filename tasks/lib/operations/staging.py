@@ -81,6 +81,7 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
             raise Refused(
                 target.name, "is damaged again", "every blob as locked", "; ".join(bad[:5]), "look at its disk"
             )
+        report.record(target.name, verified=after["verified"])
     return could_switch(target, settings, lock)
 
 

@@ -189,7 +189,7 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     )
     if answer.get("token") and answer.get("state") == "awaiting":
         answer = confirm(target, answer["token"], back)
-    became = str(answer.get("state") or "failed")
+    became = answer.get("state") or ("failed" if answer.get("answered", True) else "unknown")
     # What was looked at before is no more: the report says what serves now, or nothing where that is not known.
     if became in ("active", AWAY):
         report.record(target.name, switched=True, release=lock.id, space=space(lock), since=report.stamp(time.time()))
@@ -215,7 +215,7 @@ def confirm(target: Any, token: str, back: int) -> dict[str, Any]:
         if "state" in answer:
             return answer
     if not told:
-        return answer  # so it puts the old release back
+        return {**answer, "state": "unknown"}  # it is about to put the old release back
     found = say(answer.get("error") or {})
     what = "was told that the new release is confirmed; how that ended is not known"
     lost = Refused(target.name, what, "its answer", found, "tasks/status.py, then the same again")

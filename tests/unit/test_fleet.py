@@ -1,0 +1,61 @@
+"""What comes back over a connection that talks, or that gives no session."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from types import SimpleNamespace
+
+import files
+import pytest
+from paramiko import ChannelException
+from pyinfra.api import StringCommand
+
+from tasks.lib import fleet
+from tasks.lib.release import last_object
+
+
+@pytest.fixture
+def target(monkeypatch):
+    """A host that is connected; `says` is what it answers to whatever is asked."""
+    monkeypatch.setattr(fleet, "revive", lambda target: None)
+    monkeypatch.setattr(fleet, "state", SimpleNamespace(print_output=False, print_input=False))
+    monkeypatch.setattr(fleet, "make_unix_command_for_host", lambda state, target, command: command)
+    monkeypatch.setattr(fleet.gevent, "spawn", lambda *words: None)
+
+    def answers(words):
+        said = io.StringIO(here.says)
+        said.channel = SimpleNamespace(settimeout=lambda seconds: None)
+        return io.BytesIO(), said, io.BytesIO(b"complaint")
+
+    client = SimpleNamespace(exec_command=answers)
+    here = SimpleNamespace(name="gpu1", says="", data={}, connector=SimpleNamespace(client=client))
+    return here
+
+
+def test_a_connection_that_gives_no_session_says_what_to_mend(target):
+    def refused(*words, **more):
+        raise ChannelException(2, "Connect failed")
+
+    target.run_shell_command = refused
+    ok, output = fleet.run(target, StringCommand("true"), None, 5)
+    assert not ok and output.stderr_lines[0].endswith("Next: MaxSessions in its sshd_config")
+
+
+@pytest.mark.parametrize("talk", ["", "welcome\n", '{"motd": "welcome"}\n', '{"\n'])
+def test_a_lease_is_read_from_what_a_shell_says(target, talk):
+    target.says = talk + '{"current": null, "ok": true}\nmore\n'
+    assert fleet.Leases().take(target, StringCommand("x")) == '{"current": null, "ok": true}\n'
+
+
+def test_a_shell_without_an_answer_is_told_in_its_words(target):
+    target.says = "maintenance until Monday\n"
+    assert fleet.Leases().take(target, StringCommand("x")) == "maintenance until Monday complaint"
+
+
+def test_an_answer_begins_on_a_line_of_its_own():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print("maintenance until Monday", end="")
+        files.answered(lambda: {"current": 1}, "/x")
+    assert last_object(out.getvalue().splitlines(), "ok") == {"ok": True, "current": 1}
