@@ -13,7 +13,7 @@ from tasks.lib.operations.checking import preflight
 from tasks.lib.operations.fetching import fetch, prove
 from tasks.lib.operations.leasing import lease
 from tasks.lib.operations.staging import stage
-from tasks.lib.operations.switching import activate, withdraw
+from tasks.lib.operations.switching import activate, stay, withdraw
 from tasks.lib.release import costs
 
 settings = run.open_run()
@@ -52,10 +52,12 @@ for number, wave in host.loop(list(enumerate(plan, 1))):
     after = [name for later in plan[number:] for name in later]
     if host.name in wave:
         activate(name=f"Activate: wave {number}", lock=lock, settings=settings)
+    if host.name in so_far:
+        stay(name=f"Stay: what serves after wave {number}", settings=settings)
     back = {"stop": [], "withdraw-wave": wave, "withdraw-all": so_far}[settings.on_failure]
     if host.name in back:
         withdraw(name=f"Withdraw: wave {number}, if it failed", settings=settings, hosts=back)
-    if after and host.name in [bastion, *wave, *after]:
+    if after and host.name in [bastion, *so_far, *after]:
         fleet.gate(
-            name=f"Gate: wave {number} is confirmed", before=wave, after=after, key="confirmed", max_failed=failures
+            name=f"Gate: wave {number} is confirmed", before=so_far, after=after, key="confirmed", max_failed=failures
         )

@@ -9,7 +9,7 @@ from pyinfra import host, state
 
 from tasks.lib import fleet, report, run
 from tasks.lib.operations.leasing import lease
-from tasks.lib.operations.switching import check_target, one_target, roll_back
+from tasks.lib.operations.switching import check_target, one_target, roll_back, stay
 
 settings = run.open_run(bastion=False)
 plan = run.plan(settings.rollback_waves, own=False)
@@ -26,8 +26,11 @@ if host.name in gpus:
     fleet.gate(name="Gate: the hosts agree", before=gpus, after=gpus, key="agreed")
 
 for number, wave in host.loop(list(enumerate(plan, 1))):
+    so_far = [name for earlier in plan[:number] for name in earlier]
     after = [name for later in plan[number:] for name in later]
     if host.name in wave:
         roll_back(name=f"Roll back: wave {number}", settings=settings)
-    if after and host.name in [*wave, *after]:
-        fleet.gate(name=f"Gate: wave {number} is confirmed", before=wave, after=after, key="confirmed")
+    if host.name in so_far:
+        stay(name=f"Stay: what serves after wave {number}", settings=settings)
+    if after and host.name in [*so_far, *after]:
+        fleet.gate(name=f"Gate: wave {number} is confirmed", before=so_far, after=after, key="confirmed")

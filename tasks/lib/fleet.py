@@ -61,6 +61,11 @@ def targets() -> list[Any]:
     return found
 
 
+def failed() -> set[str]:
+    """The GPU hosts that failed so far in this run: those that pyinfra dropped, and those that did not stay as confirmed."""
+    return {each.name for each in targets() if each in state.failed_hosts or report.RESULTS[each.name].get("fell")}
+
+
 def refuse_flags(argv: Sequence[str]) -> None:
     """pyinfra flags that would defeat the gates (and --no-wait exits 0 on failure), or be half obeyed."""
     words = {word.partition("=")[0] for word in argv}
@@ -95,8 +100,7 @@ def gate(before: Sequence[str], after: Sequence[str], key: str, max_failed: int 
     if not state.is_executing or host.name not in after:
         return
     lacking = [name for name in before if not report.evidence(name, key) and name != host.name]
-    failed = {each.name for each in state.failed_hosts} & {each.name for each in targets()}
-    lacking += sorted(failed - set(lacking) - {host.name})
+    lacking += sorted(failed() - set(lacking) - {host.name})
     own = host.name in before and not report.evidence(host.name, key)
     if not own and len(lacking) <= max_failed:
         host.noop(f"{sum(report.evidence(name, key) for name in before)} of {len(before)} {key}")

@@ -134,7 +134,8 @@ class Service:
             if not same or state["Status"] != "running" or health == "unhealthy":
                 restarts = f"{(now or {}).get('RestartCount', '?')} restarts, {state.get('Status', 'no container')}"
                 said = f"{restarts}, {health or 'no health check'}: {self.logs()[-400:]}"
-                raise Refused(self.name, "did not stay up", f"no restart for {seconds:.0f} s", said)
+                since = f"for {seconds:.0f} s" if seconds else "since it was healthy"
+                raise Refused(self.name, "did not stay up", f"no restart {since}", said)
             if left <= 1:
                 return
 

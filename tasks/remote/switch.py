@@ -4,6 +4,8 @@
                     --within SEC --soak SEC --confirm SEC [--recreate] [--previous ID] [--lease ID]
                     (stdin: {"who", "why", "probe", "expect_env", "drain", "readmit"})
     switch check    --store S --release ID --stack DIR --override NAME --project P --service N     whether it could; changes nothing
+    switch stays    … --release ID --stack DIR --override NAME --project P --service N    whether what was confirmed serves still
+                    (stdin: {"container", "started", "expect_env"})
     switch confirm  --store S --token T     over a new connection; prints how the activation ended
     switch recover  --store S
 
@@ -78,6 +80,17 @@ def check(args, asked):
     check_before(records, service, args.release, override_of(args))
     goldens_of(args.store, args.release, asked.get("probe"))
     return {"recreate": os.path.exists(records.recreate)}
+
+
+def stays(args, asked):
+    """The container that was confirmed serves on: the same, never restarted, with what it was given."""
+    if Records(args.store).current() != args.release:
+        found = str(Records(args.store).current())[:12]
+        raise Refused(args.store, "has another current release", args.release[:12], found, "tasks/status.py")
+    service = Service(args.stack, args.override, args.project, args.service)
+    service.soak({"Id": asked["container"], "State": {"StartedAt": asked["started"]}}, 0)
+    service.check_inside(service.container(), args.store, args.release, asked["expect_env"])
+    return {}
 
 
 def goldens_of(store, release_id, asked):
@@ -189,6 +202,7 @@ def activate(args, ask, tell):
         service.soak(found, args.soak)
         changed = not was or was["Id"] != found["Id"] or old != args.release
         answer = {"changed": changed, "from": old, "to": args.release, "container": found["Id"]}
+        answer |= {"started": found["State"]["StartedAt"]}
         answer |= {"seconds": round(time.monotonic() - started, 2), "recovered": recovered}
         await_confirmation(records, args.confirm, tell, answer)
         # While somebody was logging in, nobody looked.
@@ -422,7 +436,7 @@ def confirmed(args):
 
 def main(argv):
     parser = argparse.ArgumentParser(prog="switch")
-    parser.add_argument("verb", choices=["activate", "check", "confirm", "recover"])
+    parser.add_argument("verb", choices=["activate", "check", "stays", "confirm", "recover"])
     parser.add_argument("--store", required=True)
     for option in ("--release", "--stack", "--override", "--project", "--service", "--token", "--previous", "--lease"):
         parser.add_argument(option, default="")
@@ -442,6 +456,8 @@ def run(args):
         return detached(args, json.load(sys.stdin))
     if args.verb == "check":
         return check(args, json.load(sys.stdin))
+    if args.verb == "stays":
+        return stays(args, json.load(sys.stdin))
     if args.verb == "confirm":
         return confirmed(args)
     until = time.monotonic() + args.within

@@ -221,6 +221,24 @@ def test_a_service_that_loses_its_network_after_the_probe_is_not_confirmed(settl
     assert weights(CANARY) == weights(HOSTS[3]), "the old release answers"
 
 
+def test_a_service_that_restarts_after_its_confirmation_stops_the_waves_to_come(settled):
+    lock_version(settled.next)
+    untouched = [container(name) for name in HOSTS[2:]]
+    running = background(
+        "deploy.py", "--data", "waves=[1, 1, 2]", "--data", "soak=6", "--data", "on_failure=withdraw-all"
+    )
+    until("the second wave soaks", lambda: journal(HOSTS[1])[-1]["step"] == "soak", within=120)
+    on(CANARY, f"docker restart {container(CANARY)}")
+    assert running.wait(timeout=120) == 1
+    hosts = json.loads((ROOT / "reports/last.json").read_text())["hosts"]
+    assert [hosts[name]["state"] for name in HOSTS] == ["withdrawn", "withdrawn", "held", "held"]
+    assert "fell after it was confirmed" in hosts[CANARY]["why"] and hosts[HOSTS[2]]["why"].startswith(
+        f"held: {CANARY}"
+    )
+    assert [container(name) for name in HOSTS[2:]] == untouched
+    assert {current(name) for name in HOSTS} == {settled.release} and hosts[CANARY]["release"] == settled.release
+
+
 def test_drain_and_readmit_run_around_the_switch(settled):
     on(CANARY, "rm -f /tmp/lb")
     lock_version(settled.next)

@@ -14,6 +14,7 @@ import files
 import lease
 import pytest
 import records
+import service
 import switch
 from release import Refused
 
@@ -38,7 +39,11 @@ class Stub:
         return Stub.up_now
 
     def up(self, within, recreate=False):
-        Stub.up_now = {"Id": "c", "text": switch.read(self.override), "State": {"Status": "running"}}
+        Stub.up_now = {
+            "Id": "c",
+            "text": switch.read(self.override),
+            "State": {"Status": "running", "StartedAt": "then"},
+        }
 
     def wait_healthy(self, within, was=None):
         return Stub.up_now
@@ -138,6 +143,19 @@ def test_a_directory_in_a_records_place_is_refused_before_anything_is_touched(st
     (store / name).mkdir()
     with pytest.raises(Refused, match=f"{name} is not a file|{name}: is not a file"):
         switch.check_before(records.Records(str(store)), None, "one", "")
+
+
+def test_what_was_confirmed_stays_until_it_restarts_or_the_record_is_anothers(store, machine, monkeypatch):
+    monkeypatch.setattr(Stub, "soak", service.Service.soak)
+    answer = machine()
+    args = argparse.Namespace(store=str(store), release="two", stack="", override="", project="p", service="s")
+    asked = {"container": answer["container"], "started": answer["started"], "expect_env": {}}
+    assert switch.stays(args, asked) == {}
+    with pytest.raises(Refused, match="has another current release"):
+        switch.stays(argparse.Namespace(**{**vars(args), "release": "one"}), asked)
+    Stub.up_now["State"]["StartedAt"] = "later"
+    with pytest.raises(Refused, match="did not stay up; expected no restart since it was healthy"):
+        switch.stays(args, asked)
 
 
 def test_what_fails_after_the_confirmation_is_told_to_who_waits_for_it(store, machine, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,8 @@ class Host:
 
     def log_styled(self, *words, **more):
         pass
+
+    noop = log_styled
 
 
 @pytest.fixture
@@ -116,8 +119,7 @@ def withdrawn(monkeypatch, known, lock, *answers):
     report.record("gpu1", state="active", release=lock.id, switched=True)
     said = iter([AWAITING, *answers])
     monkeypatch.setattr(switching, "host", Host())
-    monkeypatch.setattr(switching, "state", SimpleNamespace(failed_hosts=[SimpleNamespace(name="gpu2")]))
-    monkeypatch.setattr(fleet, "targets", lambda: [SimpleNamespace(name=name) for name in ("gpu1", "gpu2")])
+    monkeypatch.setattr(fleet, "failed", lambda: {"gpu2"})
     monkeypatch.setattr(fleet, "fresh", lambda target: contextlib.nullcontext())
     monkeypatch.setattr(switching, "put", lambda *words: True)
     monkeypatch.setattr(switching, "call", lambda *words, **more: dict(next(said)))
@@ -148,3 +150,31 @@ def test_a_host_that_cannot_be_looked_at_is_refused_in_words(known):
     known["seen"] = None
     with pytest.raises(release.Refused, match="gpu1: could not be looked at"):
         calls.ensure_tool(Host())
+
+
+@pytest.fixture
+def stays(monkeypatch, known, lock):
+    """stays(answer): a host that was switched and confirmed, asked whether it serves on -> what was asked, or None."""
+    monkeypatch.setattr(switching, "host", Host())
+    monkeypatch.setattr(switching, "state", SimpleNamespace(is_executing=True))
+
+    def ask(answer):
+        asked = []
+        monkeypatch.setattr(switching, "call", lambda *words, **more: asked.append(more) or answer)
+        for command in switching.stay._inner(settings=known["settings"]):
+            assert command.function(None, Host()), "to pyinfra it is a host that can still be taken back"
+        return asked[0] if asked else None
+
+    return ask
+
+
+def test_a_host_that_fell_after_its_confirmation_is_a_failed_one_that_can_be_taken_back(stays, answers, known, lock):
+    assert stays({"ok": True}) is None, "nothing was switched yet"
+    assert answers(AWAITING, {"ok": True, "state": "active", "container": "c1", "started": "then"})
+    asked = stays({"ok": True})
+    assert asked["release"] == lock.id and json.loads(asked["document"])["container"] == "c1"
+    assert row(known)[:2] == ("active", lock.id) and not known.get("fell")
+    stays({"ok": False, "error": {"where": "backend", "what": "did not stay up"}})
+    assert row(known) == ("failed", None, "unknown") and known["fell"] and not known["confirmed"]
+    assert known["why"] == "fell after it was confirmed: backend: did not stay up"
+    assert stays({"ok": True}) is None, "once is enough"

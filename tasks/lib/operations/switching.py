@@ -30,6 +30,7 @@ def activate(lock: Lock, settings: Settings):
         changed = known.get("moved_bytes") or known.get("repaired")
         if not report.would_change(host.name):
             report.record(host.name, confirmed=True, state="active" if changed else "unchanged")
+            serves(host, lock, text, known["seen"]["container"]["id"], known["seen"]["container"]["since"])
         host.noop("the service runs this release")
         return
     if not state.is_executing:
@@ -38,14 +39,38 @@ def activate(lock: Lock, settings: Settings):
 
 
 @operation(is_idempotent=True)
+def stay(settings: Settings):
+    """What this run has confirmed serves on: asked of every host so far, before the next wave and at the end.
+
+    A host that fell is no failed one to pyinfra, which would leave it out of what may take it back.
+    """
+    known = report.RESULTS[host.name]
+    moved = any(each.get("switched") for each in report.RESULTS.values())
+    if not state.is_executing or not moved or not known.get("confirmed"):
+        host.noop("nothing was switched")
+        return
+
+    def work(host: Any) -> bool:
+        release, asked = known["serving"]
+        more = {"document": json.dumps(asked), "release": release, "deadline": 120}
+        answer = call(host, "switch", "stays", **more, **service(host, settings))
+        if not answer.get("ok"):
+            fail(host, f"fell after it was confirmed: {say(answer.get('error') or {})}")
+            report.record(host.name, confirmed=False, fell=True, release=None, space="unknown", container=None)
+        return True
+
+    yield guarded(work)
+
+
+@operation(is_idempotent=True)
 def withdraw(settings: Settings, hosts: list[str]):
     """When too many hosts failed: this host, which was switched in this run, goes back to what it served before."""
-    failed = sorted({each.name for each in state.failed_hosts} & {each.name for each in fleet.targets()})
+    failed = sorted(fleet.failed())
     known = report.RESULTS[host.name]
     if len(failed) <= settings.max_failed_hosts or host.name not in hosts or not known.get("switched"):
         host.noop("nothing to withdraw")
         return
-    why = f"withdrawn: {', '.join(failed)} failed"
+    why = f"withdrawn: {known['why'] if known.get('fell') else ', '.join(failed) + ' failed'}"
 
     def work(host: Any) -> bool:
         store = known["seen"]["store"]
@@ -135,6 +160,7 @@ def roll_back(settings: Settings):
         lock, text = standing.target(seen, settings, target)
         if standing.active(seen, settings, lock, text):
             report.record(host.name, confirmed=True, state="unchanged")
+            serves(host, lock, text, seen["container"]["id"], seen["container"]["since"])
             return True
         # `previous` is where it goes: the same command again stays there, and does not come forward.
         return switch(host, settings, lock, text, why="rollback", previous=target)
@@ -199,7 +225,16 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     if not answer.get("ok"):
         return fail(target, say(answer.get("error") or {}), became)
     report.record(target.name, confirmed=True, state="active")
+    serves(target, lock, override, answer.get("container"), answer.get("started"))
     return True
+
+
+def serves(target: Any, lock: Lock, override: str, container: Any, started: Any) -> None:
+    """What a host was confirmed with: which container since when, of which release, with which environment."""
+    settings = report.RESULTS[target.name]["settings"]
+    expected = compose.environment_of(override, settings.service)
+    asked = {"container": container, "started": started, "expect_env": expected}
+    report.record(target.name, serving=(lock.id, asked))
 
 
 def confirm(target: Any, token: str, back: int) -> dict[str, Any]:
