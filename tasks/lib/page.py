@@ -56,7 +56,7 @@ def done(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def waves(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Plan against actual: [{"hosts": planned, "switched": [name], "start", "end", "failed": [name]}], times or None."""
+    """Plan against actual: [{"hosts": planned, "switched", "as_it_was", "held", "failed": [name], "start", "end"}], times or None."""
     found = []
     for planned in document["plan"]:
         rows = {name: document["hosts"][name] for name in planned if name in document["hosts"]}
@@ -68,7 +68,8 @@ def waves(document: dict[str, Any]) -> list[dict[str, Any]]:
                 "end": max((entry["end"] for entry in switched), default=None),
                 "switched": [name for name, row in rows.items() if row["state"] == "active"],
                 "as_it_was": [name for name, row in rows.items() if row["state"] == "unchanged"],
-                "failed": [name for name, row in rows.items() if row["state"] not in ("active", "unchanged")],
+                "held": [name for name, row in rows.items() if row["state"] == "held"],
+                "failed": [name for name, row in rows.items() if row["state"] not in ("active", "unchanged", "held")],
             }
         )
     return found

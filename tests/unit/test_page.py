@@ -58,6 +58,20 @@ def test_the_page_tells_it_all():
     assert "it &lt;b&gt;broke&lt;/b&gt;" in words and "<b>broke" not in words
 
 
+def test_a_host_that_was_held_is_told_apart_from_one_that_went_back():
+    rows = {
+        "a": row("withdrawn", "it broke", release="e" * 64),
+        "b": row("held", "held: a not confirmed", release=None),
+    }
+    rows["b"]["phases"] = []
+    words = page.html({**DOCUMENT, "hosts": rows}, report.GOOD)
+    assert [(wave["held"], wave["failed"]) for wave in page.waves({**DOCUMENT, "hosts": rows})] == [
+        ([], ["a"]),
+        (["b"], []),
+    ]
+    assert f'<td class="bad">withdrawn</td><td><code>{"e" * 12}</code></td>' in words
+
+
 def test_what_failed_stands_at_the_top_and_what_it_would_cost_only_where_it_worked():
     words = page.html(DOCUMENT, report.GOOD)
     assert words.index("b: withdrawn: it") < words.index("Plan and actual") and "7.0 MB" not in words
