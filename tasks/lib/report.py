@@ -5,7 +5,8 @@ way out of Ctrl-C (pyinfra exits 0 there) are handled here, so that no way of en
 
 reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2, "command", "who", "started", "ended",
 "seconds", "release", "dry", "verdict": "ok"|"failed", "hosts": {name: {"role", "state", "why", "release" (what serves), "from",
-"space", "from_space", "to_space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine", "latency_ms",
+"space", "from_space", "to_space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine" (of the
+smoke test), "served_cosine" (of the golden queries through the switched service, the lowest), "latency_ms",
 "outbound_attempts", "seconds", "switch_seconds", "versions", "phases": [{"phase", "start", "end", "ok"}], …}}, "plan":
 [[host]], "costs": {delivery: {"image", "model_change", "code_change"}} or null, "contents": {"models": {repository: commit},
 "image", "digest"} or null, "retry"}. Bytes are integers, times UTC ISO (phases: seconds since the epoch).
@@ -57,7 +58,17 @@ FIELDS = (
         "verified",
         "since",
     ),
-    *("cosine", "latency_ms", "outbound_attempts", "seconds", "switch_seconds", "versions", "phases", "container"),
+    *(
+        "cosine",
+        "served_cosine",
+        "latency_ms",
+        "outbound_attempts",
+        "seconds",
+        "switch_seconds",
+        "versions",
+        "phases",
+        "container",
+    ),
     *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
     *("kept", "previous", "loaded_bytes", "bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
 )

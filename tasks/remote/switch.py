@@ -197,12 +197,12 @@ def activate(args, ask, tell):
             "check", to=args.release, container=found["Id"], switch_seconds=round(time.monotonic() - down, 2)
         )
         service.check_inside(found, args.store, args.release, ask.get("expect_env") or {})
-        probe(ask.get("probe"), goldens)
+        cosine = probe(ask.get("probe"), goldens)
         records.journal("soak", seconds=args.soak)
         service.soak(found, args.soak)
         changed = not was or was["Id"] != found["Id"] or old != args.release
         answer = {"changed": changed, "from": old, "to": args.release, "container": found["Id"]}
-        answer |= {"started": found["State"]["StartedAt"]}
+        answer |= {"started": found["State"]["StartedAt"], "cosine": cosine}
         answer |= {"seconds": round(time.monotonic() - started, 2), "recovered": recovered}
         await_confirmation(records, args.confirm, tell, answer)
         # While somebody was logging in, nobody looked.

@@ -50,7 +50,7 @@ def test_waves_go_one_after_the_other(rollout):
     assert run.report["plan"] == [[HOSTS[0]], [HOSTS[1]], HOSTS[2:]]
     times = {}
     for name in HOSTS:
-        assert run.host(name)["state"] == "active"
+        assert run.host(name)["state"] == "active" and run.host(name)["served_cosine"] > 0.999
         times[name] = next(p for p in run.host(name)["phases"] if p["phase"] == "activate")
         staged = next(p for p in run.host(name)["phases"] if p["phase"] == "stage")
         assert staged["end"] <= times[CANARY]["start"], "staging on all hosts comes before the first switch"

@@ -56,6 +56,13 @@ class Machine:
 
 
 @pytest.fixture
+def store(tmp_path):
+    """A store that has nothing but the state of a release called one."""
+    (tmp_path / "state/one").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
 def contents():
     """{sha256: bytes} of every blob of the made-up lock."""
     texts = ["{}", "adapter", "words", "{ }", "weights", "manifest", "config", "layer"]

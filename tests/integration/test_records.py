@@ -24,12 +24,6 @@ pytestmark = pytest.mark.integration
 NO_RECORD = ["", "nonsense", '"words"', "1", "null", "[]"]
 
 
-@pytest.fixture
-def store(tmp_path):
-    (tmp_path / "state/one").mkdir(parents=True)
-    return tmp_path
-
-
 @pytest.mark.parametrize("text", NO_RECORD)
 @pytest.mark.parametrize("name", ["pending", "frozen"])
 def test_a_record_that_counts_by_being_there_does_so_whatever_is_in_it(store, name, text):

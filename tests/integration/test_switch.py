@@ -21,12 +21,6 @@ from release import Refused
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def store(tmp_path):
-    (tmp_path / "state/one").mkdir(parents=True)
-    return tmp_path
-
-
 class Stub:
     """A service without an engine: what is up is what its override said."""
 

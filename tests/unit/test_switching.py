@@ -70,8 +70,9 @@ def row(known):
 
 
 def test_a_confirmed_switch_serves_the_new_release(answers, known, lock):
-    assert answers(AWAITING, {"ok": True, "state": "active"})
+    assert answers(AWAITING, {"ok": True, "state": "active", "cosine": 0.999})
     assert row(known) == ("active", lock.id, release.space(lock)) and known["confirmed"]
+    assert known["served_cosine"] == 0.999
 
 
 def test_a_host_that_was_not_readmitted_serves_the_new_release_all_the_same(answers, known, lock):

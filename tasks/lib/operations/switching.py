@@ -219,7 +219,8 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     # What was looked at before is no more: the report says what serves now, or nothing where that is not known.
     if became in ("active", AWAY):
         report.record(target.name, switched=True, release=lock.id, space=space(lock), since=report.stamp(time.time()))
-        report.record(target.name, container=None, switch_seconds=answer.get("seconds"))
+        measured = {"switch_seconds": answer.get("seconds"), "served_cosine": answer.get("cosine")}
+        report.record(target.name, container=None, **measured)
     elif became in ("frozen", "unknown"):
         report.record(target.name, release=None, space="unknown", since=None, container=None)
     if not answer.get("ok"):
