@@ -5,11 +5,11 @@ The same as JSON in reports/last.json. Exit code 1 on drift, and on a fleet that
 
 from pyinfra import host, state
 
-from tasks.lib import report, run, table
+from tasks.lib import locks, report, run, table
 from tasks.lib.operations.checking import status
 
 settings = run.open_run(bastion=False)
-report.install(state, run.gpus(), None, table.STATUS)
+report.install(state, run.gpus(), None, table.STATUS, locked=locks.locked(settings))
 
 if host.name in run.in_service():
     run.look(None)

@@ -136,6 +136,14 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
     return lock
 
 
+def locked(settings: Settings) -> str | None:
+    """The release that the lock in git names, whatever it was made for; None without one that can be read."""
+    try:
+        return parse(text_of(lock_path(settings)), "").id
+    except Refused:
+        return None
+
+
 def old_lock(settings: Settings) -> dict[str, Any] | None:
     """The lock that a new one follows, as it stands in git, whatever it was made for; None without one."""
     path = lock_path(settings)

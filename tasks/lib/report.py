@@ -8,7 +8,8 @@ reports/last.json, and reports/<time>-<release>.json of a rollout: {"format": 2,
 "space", "from_space", "to_space", "wave", "total_bytes", "there_bytes", "moved_bytes", "sent_bytes", "verified", "cosine" (of the
 smoke test), "served_cosine" (of the golden queries through the switched service, the lowest), "latency_ms",
 "outbound_attempts", "seconds", "switch_seconds", "versions", "phases": [{"phase", "start", "end", "ok"}], …}}, "plan":
-[[host]], "costs": {delivery: {"image", "model_change", "code_change"}} or null, "contents": {"models": {repository: commit},
+[[host]], "costs": {delivery: {"image", "model_change", "code_change"}} or null, "locked" (the release of the lock in git,
+of status) or null, "contents": {"models": {repository: commit},
 "image", "digest"} or null, "retry"}. Bytes are integers, times UTC ISO (phases: seconds since the epoch).
 """
 
@@ -139,9 +140,10 @@ class Report(BaseStateCallback):
         columns: Sequence[Cell],
         plan: Plan | None,
         costs: Costs | None,
+        locked: str | None,
     ):
         self.state, self.roles, self.release, self.columns, self.plan = state, roles, release, columns, plan
-        self.costs = costs
+        self.costs, self.locked = costs, locked
         self.rollout = plan is not None
         self.started, self.clock, self.written = time.time(), time.monotonic(), False
 
@@ -175,6 +177,7 @@ class Report(BaseStateCallback):
             "hosts": rows,
             "plan": plan,
             "costs": self.costs,
+            "locked": self.locked,
             "contents": next((known["contents"] for known in RESULTS.values() if known.get("contents")), None),
             "retry": None if good else again(),
         }
@@ -305,10 +308,12 @@ def install(
     columns: Sequence[Cell] = table.DEPLOY,
     plan: Plan | None = None,
     costs: Costs | None = None,
+    locked: str | None = None,
 ) -> None:
     """Once a run (deploy.py is loaded once a host): the callback, and the signals that pyinfra would end silently on.
 
-    A run with a `plan` (waves of host names) is a rollout, and gets a page of its own; `costs`: release.costs.
+    A run with a `plan` (waves of host names) is a rollout, and gets a page of its own; `costs`: release.costs;
+    `locked`: the release of the lock in git, where the run is not about it but tells it.
     """
     if any(isinstance(handler, Report) for handler in state.callback_handlers):
         return
@@ -318,7 +323,7 @@ def install(
             raise PermissionError(f"{FOLDER} is not writable")
     except OSError as error:
         raise PyinfraError(f"{FOLDER}/ cannot be written, and no run goes without its report: {error}") from None
-    report = Report(state, roles, release, columns, plan, costs)
+    report = Report(state, roles, release, columns, plan, costs, locked)
     state.add_callback_handler(report)
 
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -97,7 +97,9 @@ def show(document: dict[str, Any], failed: list[str], columns: Sequence[Cell] = 
     for name in failed:
         console.print(f"[bold red]{escape(name)}: {escape(document['hosts'][name]['why'])}[/]", soft_wrap=True)
     hosts = document["hosts"]
-    more = about_releases(hosts) + about_kept(hosts) + about_leases(hosts) if columns is STATUS else []
+    more = []
+    if columns is STATUS:
+        more = about_lock(document["locked"], hosts) + about_releases(hosts) + about_kept(hosts) + about_leases(hosts)
     waves = about_waves(document["plan"]) if document["dry"] else []
     for line in waves + about_spaces(hosts) + more:
         console.print(escape(line), soft_wrap=True)
@@ -131,6 +133,15 @@ def about_releases(hosts: dict[str, dict[str, Any]]) -> list[str]:
     serving = Counter((row["release"] or silent.get(row["state"], "none"))[:12] for row in there)
     words = ", ".join(f"{name} on {count}" for name, count in serving.most_common())
     return [f"not one release: {words}"] if len(serving) > 1 else []
+
+
+def about_lock(locked: str | None, hosts: dict[str, dict[str, Any]]) -> list[str]:
+    """A line where hosts serve something else than what the lock in git says, which a deploy would bring."""
+    there = [row for row in hosts.values() if row["state"] != "out of service"]
+    serve = sum(row["release"] == locked for row in there)
+    return (
+        [f"the lock in git: release {locked[:12]}, on {serve} of {len(there)}"] if locked and serve < len(there) else []
+    )
 
 
 def about_kept(hosts: dict[str, dict[str, Any]]) -> list[str]:

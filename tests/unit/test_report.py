@@ -39,11 +39,11 @@ def told(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(report, name, empty)
     monkeypatch.setattr(sys, "argv", ["pyinfra", "-y", "inventories/prod.py", "tasks/status.py"])
 
-    def write(known, reached=None, why="", plan=None):
+    def write(known, reached=None, why="", plan=None, locked=None):
         for name, values in known.items():
             report.record(name, **values)
         state = State(*(known if reached is None else reached))
-        good = report.Report(state, dict.fromkeys(known, "gpu"), None, table.STATUS, plan, None).write(why)
+        good = report.Report(state, dict.fromkeys(known, "gpu"), None, table.STATUS, plan, None, locked).write(why)
         return good, capsys.readouterr().err
 
     return write
@@ -148,6 +148,14 @@ def test_a_fleet_on_two_releases_is_told_though_each_host_is_in_order(told):
     assert f"not one release: {'a' * 12} on 3, none on 1" in told({**known, **away})[1]
     silent = {**known, "s": {"state": "unreadable", "why": "could not be looked at"}}
     assert f"not one release: {'a' * 12} on 3, unknown on 1" in told(silent)[1]
+
+
+def test_what_the_lock_in_git_says_is_told_where_hosts_serve_something_else(told):
+    known = {name: {"state": "in order", "release": "a" * 64} for name in "ab"}
+    away = {"x": {"state": "out of service", "release": None}}
+    assert f"the lock in git: release {'b' * 12}, on 0 of 2\n" in told({**known, **away}, locked="b" * 64)[1]
+    assert "the lock in git" not in told({**known, **away}, locked="a" * 64)[1]
+    assert "the lock in git" not in told(known)[1]
 
 
 def test_what_a_rollback_could_be_asked_for_is_told_once_for_all_hosts(told):
