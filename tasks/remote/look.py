@@ -231,7 +231,7 @@ def torn(found, store, networks):
     words, has = [], found["NetworkSettings"]["Networks"] or {}
     for network, names in networks.items():
         if network not in has:
-            words.append(f"has lost its network {network}")
+            words.append(f"is not on its network {network}")
         elif gone := sorted(set(names) - set(has[network].get("Aliases") or [])):
             words.append(f"is no longer called {', '.join(gone)} on its network {network}")
     lines = (line.split() for line in (read(f"/proc/{found['State']['Pid']}/mountinfo") or "").splitlines())

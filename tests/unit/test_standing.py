@@ -63,7 +63,10 @@ def test_each_drift_is_named(served, wanted, lock):
         (lambda s: s["stack"]["overrides"].update({"o.yml": "x"}), "override beside the stack"),
         (lambda s: s.update(container=None), "no container"),
         (lambda s: s.update(container=None, docker=None), "no Docker Engine answers"),
-        (lambda s: s["container"].update(torn=["has lost its network n"]), "the service has lost its network n. Next"),
+        (
+            lambda s: s["container"].update(torn=["is not on its network n"]),
+            "the service is not on its network n. Next",
+        ),
         (lambda s: s["container"].update(state="exited", health=None), "the service is exited"),
         (lambda s: s["container"].update(image="sha256:0"), "another image"),
         (lambda s: s["container"].update(mounts={}), "not what is mounted"),
@@ -223,7 +226,7 @@ def test_a_host_whose_last_smoke_test_did_not_pass_is_staged_again(served, wante
 def test_a_container_that_was_cut_off_is_not_what_was_asked_for(served, wanted, lock):
     text = served["store"]["states"][lock.id]["override"]
     assert standing.active(served, wanted, lock, text)
-    served["container"]["torn"] = ["has lost its network n"]
+    served["container"]["torn"] = ["is not on its network n"]
     assert not standing.active(served, wanted, lock, text)
 
 

@@ -59,7 +59,7 @@ def answers(monkeypatch, known, lock):
 def test_a_container_that_was_cut_off_is_made_anew(monkeypatch, known, lock):
     asked = []
     monkeypatch.setattr(switching, "call", lambda *words, **more: asked.append(more) or {"state": "withdrawn"})
-    for container in (None, {"torn": []}, {"torn": ["has lost its network n"]}):
+    for container in (None, {"torn": []}, {"torn": ["is not on its network n"]}):
         known["seen"]["container"] = container
         switching.switch(Host(), known["settings"], lock, "", why="deploy")
     assert [more["recreate"] for more in asked] == [False, False, True]
