@@ -177,7 +177,7 @@ def activate(args, ask, tell):
     intent |= {"had_container": bool(was), "had_override": in_place is not None, "readmit": ask.get("readmit")}
     # One that crashes in a loop is left to it: "stopped" would outlast a reboot.
     running = bool(was) and was["State"]["Status"] in ("running", "restarting")
-    intent |= {"was_running": running, "was_healthy": healthy(was)}
+    intent |= {"was_running": running, "was_healthy": healthy(was), "container": was["Id"] if was else None}
     records.journal("begin", **{key: intent[key] for key in ("from", "to", "who", "why")})
     if in_place is not None:
         write(records.before, in_place)
@@ -309,7 +309,8 @@ def revert(records, intent):
 
 def put_back(records, service, intent, within, anew):
     """The records, the override and the service as they were when the switch began; `anew`: its containers go first."""
-    if anew:
+    stays = untouched(service, intent)
+    if anew and not stays:
         service.clear()  # first, as its logs may be what fills the disk
     if intent["from"] and records.current() != intent["from"]:
         write(os.path.join(records.store, "current"), f"{intent['from']}\n")
@@ -319,7 +320,9 @@ def put_back(records, service, intent, within, anew):
         remove(service.override)
     elif read(service.override) != read(records.before):
         write(service.override, read(records.before))
-    if intent["was_running"]:
+    if stays:
+        service.without_loader()
+    elif intent["was_running"]:
         was = service.container()
         service.up(within)
         if intent["was_healthy"]:  # what was sick before is left as sick as it was
@@ -331,6 +334,12 @@ def put_back(records, service, intent, within, anew):
     else:
         service.done("rm", "--stop", "--force", service.name)
         service.without_loader()
+
+
+def untouched(service, intent):
+    """Whether the container that served before is there alone, as well as it was: a step that failed before it got to it."""
+    was = service.container() if intent["was_running"] and service.containers() == [intent.get("container")] else None
+    return bool(was) and (healthy(was) or not intent["was_healthy"])
 
 
 def recover(records):

@@ -32,12 +32,12 @@ class Stub:
     def container(self):
         return Stub.up_now
 
+    def containers(self):
+        return [Stub.up_now["Id"]] if Stub.up_now else []
+
     def up(self, within, recreate=False):
-        Stub.up_now = {
-            "Id": "c",
-            "text": switch.read(self.override),
-            "State": {"Status": "running", "StartedAt": "then"},
-        }
+        text = switch.read(self.override)
+        Stub.up_now = {"Id": f"c {text}", "text": text, "State": {"Status": "running", "StartedAt": "then"}}
 
     def wait_healthy(self, within, was=None):
         return Stub.up_now
@@ -177,6 +177,28 @@ def test_a_revert_that_fails_is_frozen_even_where_nothing_can_be_written_of_it(s
     answer = machine()
     assert answer["state"] == "frozen" and "is unhealthy" in answer["error"]["what"]
     assert (store / "state/pending").exists() and Stub.up_now is None, "what ran may be what fills the disk"
+
+
+def test_a_container_that_was_never_touched_is_not_removed_by_the_way_back(store, machine, monkeypatch):
+    """As where Compose refuses before it comes to it: an external network that is gone, a port, its own file."""
+    removed, serves = [], Stub.up_now
+
+    def refused(self, within, recreate=False):
+        raise Refused("docker compose up", "failed", found="network front declared as external, but could not be found")
+
+    monkeypatch.setattr(Stub, "up", refused)
+    monkeypatch.setattr(Stub, "clear", lambda self, name=None: removed.append(Stub.up_now))
+    answer = machine()
+    assert answer["state"] == "withdrawn" and "declared as external" in answer["error"]["found"]
+    assert Stub.up_now is serves and not removed
+    assert records_of(store) == ["one", "zero", f"{switch.MARKER}; one"] and not (store / "state/pending").exists()
+
+    def sick(self, within, recreate=False):
+        serves["State"]["Health"] = {"Status": "unhealthy"}
+        refused(self, within)
+
+    monkeypatch.setattr(Stub, "up", sick)
+    assert machine()["state"] == "frozen" and removed, "one that is no longer what it was is made anew"
 
 
 def test_a_readmit_that_could_not_be_noted_is_done_again_by_the_next_run(store, machine, monkeypatch):
