@@ -55,7 +55,7 @@ for number, wave in host.loop(list(enumerate(plan, 1))):
     if host.name in so_far:
         stay(name=f"Stay: what serves after wave {number}", settings=settings)
     back = {"stop": [], "withdraw-wave": wave, "withdraw-all": so_far}[settings.on_failure]
-    if host.name in back:
+    if back and host.name in so_far:
         withdraw(name=f"Withdraw: wave {number}, if it failed", settings=settings, hosts=back)
     if after and host.name in [bastion, *so_far, *after]:
         fleet.gate(

@@ -85,7 +85,8 @@ def call(
         no = {"where": target.name, "what": what, "found": said, "next": mend}
         answer = {"ok": False, "answered": False, "error": no}
     if answer.get("ok") and not ok:
-        answer = {"ok": False, "error": {"where": target.name, "what": f"`{program[0]}` failed after its answer"}}
+        no = {"where": target.name, "what": f"`{program[0]}` failed after its answer"}
+        answer = {"ok": False, "answered": False, "error": no}
     return answer
 
 
@@ -150,7 +151,8 @@ def guarded(work: Callable[[Any], bool], phase: str = "", well: str = "") -> Fun
     """`work(host)` as a command whose refusals and connection errors fail this host alone, in one clear line.
 
     Its time goes into the report, under the name of its phase; `well` is the state of a host that failed while this very
-    phase did what it is for.
+    phase did what it is for. A host that `fell` is a failed one, but not to pyinfra, which would leave it out of what may
+    take it back.
     """
 
     def run(state: Any, host: Any) -> bool:
@@ -159,8 +161,9 @@ def guarded(work: Callable[[Any], bool], phase: str = "", well: str = "") -> Fun
                 good = work(host)
             except Refused as no:
                 good = fail(host, say(no.error))
-            said["ok"] = good or report.RESULTS[host.name].get("state") == well
-            return good
+            known = report.RESULTS[host.name]
+            said["ok"] = good or known.get("state") == well
+            return good or bool(known.get("fell"))
 
     return FunctionCommand(run, (), {})
 

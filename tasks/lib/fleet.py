@@ -62,7 +62,7 @@ def targets() -> list[Any]:
 
 
 def failed() -> set[str]:
-    """The GPU hosts that failed so far in this run: those that pyinfra dropped, and those that did not stay as confirmed."""
+    """The GPU hosts that failed so far in this run: those that pyinfra dropped, and those that fell."""
     return {each.name for each in targets() if each in state.failed_hosts or report.RESULTS[each.name].get("fell")}
 
 
@@ -91,7 +91,7 @@ def refuse_limits(argv: Sequence[str]) -> None:
 
 @operation(is_idempotent=False)
 def gate(before: Sequence[str], after: Sequence[str], key: str, max_failed: int = 0):
-    """Hosts in `after` stop here unless all but `max_failed` hosts in `before` hold evidence `key` from this run.
+    """Hosts in `after` stop here unless all but `max_failed` hosts in `before` hold evidence `key` from this run, and one does.
 
     Failures count over the whole fleet: a host of a later wave that failed earlier is one, too.
     """
@@ -102,8 +102,10 @@ def gate(before: Sequence[str], after: Sequence[str], key: str, max_failed: int 
     lacking = [name for name in before if not report.evidence(name, key) and name != host.name]
     lacking += sorted(failed() - set(lacking) - {host.name})
     own = host.name in before and not report.evidence(host.name, key)
-    if not own and len(lacking) <= max_failed:
-        host.noop(f"{sum(report.evidence(name, key) for name in before)} of {len(before)} {key}")
+    good = sum(report.evidence(name, key) for name in before)
+    # A canary that failed has proven nothing, however many may fail.
+    if not own and good and len(lacking) <= max_failed:
+        host.noop(f"{good} of {len(before)} {key}")
         return
 
     def hold(state: Any, host: Any) -> bool:

@@ -155,7 +155,7 @@ class Report(BaseStateCallback):
         if self.written:
             return True
         self.written = True
-        cut = {name: what for name, (what, *_) in BEGUN.items()}
+        cut = {name: what for name, (what, *_) in BEGUN.items() if what}
         for name in cut:
             end_phase(name)
         plan = self.plan() if self.plan else []

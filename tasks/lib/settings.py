@@ -19,6 +19,7 @@ from tasks.lib.release import IMAGE, REPO, Refused
 # out: \w and \d are Unicode's in these patterns, which would let other letters in, and take half a second to compile.
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_.@+/-]*[A-Za-z0-9_.@+-]$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$")]
+Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]  # Compose's own rule
 Size = Annotated[int, Field(gt=0)]
 Seconds = Annotated[int, Field(gt=0, le=7 * 86400)]
 Wave = Annotated[int, Field(gt=0)] | Annotated[str, StringConstraints(pattern=r"^(100|[1-9][0-9]?)%$")]
@@ -119,7 +120,7 @@ class Settings(Strict):
         False, description="refuse to fill the root disk when the store's own disk is not mounted"
     )
     stack: AbsolutePath = Field("/srv/docai", description="the directory of the stack's compose file")
-    project: Name | None = Field(None, description="the Compose project's name; by default Compose's own choice")
+    project: Project | None = Field(None, description="the Compose project's name; by default Compose's own choice")
     service: Name = Field("backend", description="the stack's service that embeds")
     hf_home: AbsolutePath = Field(
         "/models/hf", description="where the release is mounted in the container; becomes HF_HOME"

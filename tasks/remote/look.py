@@ -193,9 +193,11 @@ def wired(config, service):
     """{network: [what the service is called on it]} as Compose would make it; {} where it has the host's, or another's."""
     asked = ((config.get("services") or {}).get(service) or {}).get("networks") or {}
     names = {key: ((config.get("networks") or {}).get(key) or {}).get("name") or key for key in asked}
-    # The engine's own bridge knows no names.
+    # The engine's own networks know no names.
     return {
-        names[key]: [] if names[key] == "bridge" else sorted({service, *((about or {}).get("aliases") or [])})
+        names[key]: []
+        if names[key] in ("bridge", "host", "none")
+        else sorted({service, *((about or {}).get("aliases") or [])})
         for key, about in asked.items()
     }
 
@@ -233,7 +235,7 @@ def torn(found, store, networks):
         if network not in has:
             words.append(f"is not on its network {network}")
         elif gone := sorted(set(names) - set(has[network].get("Aliases") or [])):
-            words.append(f"is no longer called {', '.join(gone)} on its network {network}")
+            words.append(f"is not called {', '.join(gone)} on its network {network}")
     lines = (line.split() for line in (read(f"/proc/{found['State']['Pid']}/mountinfo") or "").splitlines())
     roots = {line[4]: line[3] for line in lines}  # mount point in there -> path on its own filesystem
     for mount in found["Mounts"]:
@@ -350,8 +352,12 @@ def lost(root, blobs):
             proven = {os.path.join("snapshots", model["commit"], n): f["sha256"] for n, f in model["files"].items()}
             for name, size in {**wanted, "refs/main": len(model["commit"])}.items():
                 path, blob = os.path.join(top, name), os.path.join(blobs, proven.get(name, "-"))
-                whole = os.path.isfile(path) and os.path.getsize(path) == size
-                if not whole or (os.path.exists(blob) and not os.path.samefile(path, blob)):
+                try:
+                    whole = os.path.isfile(path) and os.path.getsize(path) == size
+                    whole = whole and (not os.path.exists(blob) or os.path.samefile(path, blob))
+                except OSError:  # it went in between
+                    whole = False
+                if not whole:
                     found.append(f"{model['repo']}/{name}")
     except (KeyError, TypeError, AttributeError):
         return []  # a lock that nobody can read is told as that

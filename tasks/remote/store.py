@@ -128,7 +128,7 @@ def admit(store, lock, user, signers=release.SIGNERS):
         expected = f"{len(lacking)} blobs as locked"
         raise Refused(f"{store}/incoming", "does not match the lock", expected, "; ".join(bad[:5]), mend)
     os.makedirs(os.path.join(store, "state", lock.id), exist_ok=True)  # whoever removed it, what follows writes there
-    built = build(store, lock)
+    built = build(store, lock, set(lacking))
     return {"admitted": admitted, "blobs": len(lacking), "verified": proven(store, lock.id), **built}
 
 
@@ -178,8 +178,11 @@ def tree_of(store, name):
         return None
 
 
-def build(store, lock):
-    """releases/<id> from blobs/ by hard links: built beside, renamed whole; all releases are relinked."""
+def build(store, lock, hashed=frozenset()):
+    """releases/<id> from blobs/ by hard links: built beside, renamed whole; all releases are relinked.
+
+    `hashed`: the blobs that were, just now. What is linked to others is not proven any more.
+    """
     root = os.path.join(store, "releases", lock.id)
     tree = layout.tree(lock)
     relinked = {}
@@ -189,6 +192,8 @@ def build(store, lock):
             other = tree if name == lock.id else tree_of(store, name)
             if changed := relink(store, path, other) if other else []:
                 relinked[name] = changed
+                if any(other.blobs[link] not in hashed for link in changed):
+                    remove(os.path.join(store, "state", name, "verified-at"))
     if os.path.isdir(root) and not faults(store, root, tree):
         return {"built": False, "replaced": False, "relinked": relinked}
     staged = os.path.join(store, "releases", f".{lock.id}.new")

@@ -232,7 +232,7 @@ def test_a_service_that_restarts_after_its_confirmation_stops_the_waves_to_come(
     assert running.wait(timeout=120) == 1
     hosts = json.loads((ROOT / "reports/last.json").read_text())["hosts"]
     assert [hosts[name]["state"] for name in HOSTS] == ["withdrawn", "withdrawn", "held", "held"]
-    assert "fell after it was confirmed" in hosts[CANARY]["why"] and hosts[HOSTS[2]]["why"].startswith(
+    assert "does not serve on as it was confirmed" in hosts[CANARY]["why"] and hosts[HOSTS[2]]["why"].startswith(
         f"held: {CANARY}"
     )
     assert [container(name) for name in HOSTS[2:]] == untouched

@@ -282,7 +282,7 @@ def test_a_service_that_was_cut_off_or_mounts_what_is_gone_is_drift_and_made_ane
     until("it is healthy again", lambda: on(HOSTS[2], healthy).strip() == "healthy", within=120)
     ids, status = [container(name) for name in HOSTS], fleet("tasks/status.py")
     assert "is not on its network light_front" in status.host(HOSTS[0])["why"]
-    assert "is no longer called backend on its network light_default" in status.host(HOSTS[3])["why"]
+    assert "is not called backend on its network light_default" in status.host(HOSTS[3])["why"]
     assert "missing or not readable" in status.host(HOSTS[1])["why"]
     assert status.host(HOSTS[2])["state"] == "in order", status.said[-2000:]
     deploy()

@@ -302,7 +302,7 @@ def test_a_container_that_was_cut_off_or_mounts_what_is_gone_is_told(store, monk
     assert networks == {"stack_default": ["search"], "front": ["s", "search"]} and look.wired(config, "bare") == {}
     assert look.torn(whole, str(store), networks) == []
     cut = {**whole, "NetworkSettings": {"Networks": {"front": {"Aliases": None}, "other": {}}}}
-    said = ["is not on its network stack_default", "is no longer called s, search on its network front"]
+    said = ["is not on its network stack_default", "is not called s, search on its network front"]
     assert look.torn(cut, str(store), networks) == said
     assert look.torn(cut, str(store), {}) == [], "one with the host's network, or another container's"
     for gone in ("/models/releases/one//deleted", "/models/releases/.one.5.aside"):

@@ -211,6 +211,20 @@ def test_a_look_names_what_is_another_file_than_the_stores_blob(host, document, 
     }
 
 
+def test_what_is_linked_to_bytes_that_nobody_hashed_is_not_proven_any_more(host, document, lock, contents):
+    """As in a store that was restored without its hard links: blobs/ has other files than the release, of the same size."""
+    admit(fill(host, contents), document)
+    stamp = host.store / "state" / lock.id / "verified-at"
+    file = lock.models[1].files["model.safetensors"]
+    admit(host, document)
+    assert stamp.exists()
+    (host.store / "blobs" / file.sha256).unlink()
+    (host.store / "blobs" / file.sha256).write_bytes(b"x" * file.size)
+    assert admit(host, document)["relinked"] and not stamp.exists()
+    damaged = host.run("store", "verify", document=document)["damaged"]
+    assert list(damaged) == [file.sha256] and not (host.store / "blobs" / file.sha256).exists(), "so it is pushed again"
+
+
 def test_a_release_that_was_built_anew_is_mounted_anew_whatever_becomes_of_the_run(host, document, lock, contents):
     fill(host, contents)
     admit(host, document)

@@ -53,6 +53,23 @@ def test_a_shell_without_an_answer_is_told_in_its_words(target):
     assert fleet.Leases().take(target, StringCommand("x")) == "maintenance until Monday complaint"
 
 
+@pytest.mark.parametrize(
+    ("confirmed", "max_failed", "goes"),
+    [("ab", 0, True), ("a", 0, False), ("a", 1, True), ("", 1, False), ("", 2, False), ("", 9, False)],
+)
+def test_a_gate_opens_for_as_many_failures_as_may_be_and_never_where_all_failed(
+    monkeypatch, confirmed, max_failed, goes
+):
+    said = []
+    here = SimpleNamespace(name="c", noop=said.append)
+    monkeypatch.setattr(fleet, "host", here)
+    monkeypatch.setattr(fleet, "state", SimpleNamespace(is_executing=True, failed_hosts=[]))
+    monkeypatch.setattr(fleet, "targets", lambda: [here])
+    monkeypatch.setattr(fleet.report, "RESULTS", {name: {"confirmed": name in confirmed} for name in "abc"})
+    held = list(fleet.gate._inner(before=["a", "b"], after=["c"], key="confirmed", max_failed=max_failed))
+    assert (said == [f"{len(confirmed)} of 2 confirmed"]) is goes and bool(held) is not goes
+
+
 def test_an_answer_begins_on_a_line_of_its_own():
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

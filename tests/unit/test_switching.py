@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.lib import calls, fleet, release, report, settings
-from tasks.lib.operations import switching
+from tasks.lib.operations import leasing, switching
 
 OLD = "0" * 64
 AWAITING = {"ok": True, "state": "awaiting", "token": "1"}
@@ -116,18 +116,18 @@ def test_of_a_switch_that_nobody_answered_nothing_is_claimed(answers, known):
     assert known["state"] == "failed"
 
 
-def withdrawn(monkeypatch, known, lock, *answers):
+def withdrawn(monkeypatch, known, lock, *answers, failed=frozenset({"gpu2"}), hosts=("gpu1",)):
     report.record("gpu1", state="active", release=lock.id, switched=True)
     said = iter([AWAITING, *answers])
     monkeypatch.setattr(switching, "host", Host())
-    monkeypatch.setattr(fleet, "failed", lambda: {"gpu2"})
+    monkeypatch.setattr(fleet, "failed", lambda: failed)
     monkeypatch.setattr(fleet, "fresh", lambda target: contextlib.nullcontext())
     monkeypatch.setattr(switching, "put", lambda *words: True)
     monkeypatch.setattr(switching, "call", lambda *words, **more: dict(next(said)))
     old = SimpleNamespace(id=OLD, short=OLD[:12])
     monkeypatch.setattr(switching.standing, "target", lambda *words: (old, "override"))
     monkeypatch.setattr(switching, "space", lambda lock: "old")
-    for command in switching.withdraw._inner(settings=known["settings"], hosts=["gpu1"]):
+    for command in switching.withdraw._inner(settings=known["settings"], hosts=hosts):
         assert not command.function(None, Host()), "the rollout failed, whatever becomes of this host"
     return row(known)
 
@@ -158,6 +158,8 @@ def stays(monkeypatch, known, lock):
     """stays(answer): a host that was switched and confirmed, asked whether it serves on -> what was asked, or None."""
     monkeypatch.setattr(switching, "host", Host())
     monkeypatch.setattr(switching, "state", SimpleNamespace(is_executing=True))
+    report.record("gpu1", lease=leasing.lease_id())
+    monkeypatch.setattr(fleet.leases, "held", lambda target: True)
 
     def ask(answer):
         asked = []
@@ -170,12 +172,35 @@ def stays(monkeypatch, known, lock):
 
 
 def test_a_host_that_fell_after_its_confirmation_is_a_failed_one_that_can_be_taken_back(stays, answers, known, lock):
-    assert stays({"ok": True}) is None, "nothing was switched yet"
+    assert stays({"ok": True}) is None, "not confirmed yet"
     assert answers(AWAITING, {"ok": True, "state": "active", "container": "c1", "started": "then"})
     asked = stays({"ok": True})
     assert asked["release"] == lock.id and json.loads(asked["document"])["container"] == "c1"
     assert row(known)[:2] == ("active", lock.id) and not known.get("fell")
     stays({"ok": False, "error": {"where": "backend", "what": "did not stay up"}})
     assert row(known) == ("failed", None, "unknown") and known["fell"] and not known["confirmed"]
-    assert known["why"] == "fell after it was confirmed: backend: did not stay up"
+    assert known["why"] == "does not serve on as it was confirmed: backend: did not stay up"
     assert stays({"ok": True}) is None, "once is enough"
+
+
+def test_a_host_that_needed_no_switch_is_asked_too_unless_the_run_changes_nothing(stays, known, lock):
+    switching.confirmed(Host(), lock, "", {"id": "c1", "since": "then"}, "unchanged")
+    assert stays({"ok": True})["release"] == lock.id
+    report.record("gpu1", lease=None)
+    assert stays({"ok": True}) is None
+
+
+def test_a_host_that_cannot_be_asked_is_asked_again_and_then_unknown(monkeypatch, stays, known, lock):
+    switching.confirmed(Host(), lock, "", {"id": "c1", "since": "then"}, "unchanged")
+    said = iter([LOST, {"ok": True}])
+    monkeypatch.setattr(switching, "call", lambda *words, **more: next(said))
+    (command,) = switching.stay._inner(settings=known["settings"])
+    assert command.function(None, Host()) and known["state"] == "unchanged"
+    stays(LOST)
+    assert row(known) == ("unknown", None, "unknown") and known["fell"]
+
+
+def test_a_host_that_is_not_readmitted_can_be_taken_back(monkeypatch, answers, known, lock):
+    assert not answers(AWAITING, AWAY) and known["fell"]
+    back = withdrawn(monkeypatch, known, lock, {"ok": True, "state": "active"}, failed={"gpu1"}, hosts=[])
+    assert back == ("withdrawn", OLD, "old") and not known["fell"], "and from here pyinfra leaves it out"

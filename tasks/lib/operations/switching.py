@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from pyinfra import host, logger, state
@@ -11,6 +12,7 @@ from pyinfra.api import operation
 
 from tasks.lib import compose, fleet, report, standing
 from tasks.lib.calls import broken, call, can_switch, ensure_tool, expect, fail, guarded, probe, put, service, tool_path
+from tasks.lib.operations.leasing import lease_id
 from tasks.lib.release import Lock, Refused, contents, say, space
 from tasks.lib.settings import Settings
 
@@ -29,8 +31,7 @@ def activate(lock: Lock, settings: Settings):
     if standing.active(known["seen"], settings, lock, text) and not known.get("recreate"):
         changed = known.get("moved_bytes") or known.get("repaired")
         if not report.would_change(host.name):
-            report.record(host.name, confirmed=True, state="active" if changed else "unchanged")
-            serves(host, lock, text, known["seen"]["container"]["id"], known["seen"]["container"]["since"])
+            confirmed(host, lock, text, known["seen"]["container"], "active" if changed else "unchanged")
         host.noop("the service runs this release")
         return
     if not state.is_executing:
@@ -42,46 +43,50 @@ def activate(lock: Lock, settings: Settings):
 def stay(settings: Settings):
     """What this run has confirmed serves on: asked of every host so far, before the next wave and at the end.
 
-    A host that fell is no failed one to pyinfra, which would leave it out of what may take it back.
+    Also of those that needed no switch: they were looked at before the staging, which can take hours.
     """
     known = report.RESULTS[host.name]
-    moved = any(each.get("switched") for each in report.RESULTS.values())
-    if not state.is_executing or not moved or not known.get("confirmed"):
-        host.noop("nothing was switched")
+    if not state.is_executing or not known.get("confirmed") or known.get("lease") != lease_id():
+        host.noop("not confirmed, or nothing changes in this run")
         return
 
     def work(host: Any) -> bool:
         release, asked = known["serving"]
         more = {"document": json.dumps(asked), "release": release, "deadline": 120}
-        answer = call(host, "switch", "stays", **more, **service(host, settings))
-        if not answer.get("ok"):
-            fail(host, f"fell after it was confirmed: {say(answer.get('error') or {})}")
-            report.record(host.name, confirmed=False, fell=True, release=None, space="unknown", container=None)
-        return True
+        for _ in range(2):  # a connection may break once
+            answer = call(host, "switch", "stays", **more, **service(host, settings))
+            if answer.get("answered", True):
+                break
+        if answer.get("ok"):
+            return True
+        why, there = say(answer.get("error") or {}), answer.get("answered", True)
+        fail(host, f"does not serve on as it was confirmed: {why}", "failed" if there else "unknown")
+        report.record(host.name, confirmed=False, fell=True, release=None, space="unknown", container=None)
+        return False
 
     yield guarded(work)
 
 
 @operation(is_idempotent=True)
 def withdraw(settings: Settings, hosts: list[str]):
-    """When too many hosts failed: this host, which was switched in this run, goes back to what it served before."""
-    failed = sorted(fleet.failed())
-    known = report.RESULTS[host.name]
-    if len(failed) <= settings.max_failed_hosts or host.name not in hosts or not known.get("switched"):
+    """This host, which was switched in this run, goes back to what it served before: too many failed, or it fell itself."""
+    failed, known = sorted(fleet.failed()), report.RESULTS[host.name]
+    meant = known.get("fell") or (len(failed) > settings.max_failed_hosts and host.name in hosts)
+    if not meant or not known.get("switched"):
         host.noop("nothing to withdraw")
         return
     why = f"withdrawn: {known['why'] if known.get('fell') else ', '.join(failed) + ' failed'}"
 
     def work(host: Any) -> bool:
         store = known["seen"]["store"]
-        report.record(host.name, confirmed=False)
+        report.record(host.name, confirmed=False, fell=False)
         if not store["current"]:
             return fail(host, f"{why}; it served nothing before, so it stays", "not withdrawn")
         lock, text = standing.target(known["seen"], settings, store["current"])
         bring_back(host, settings, lock, text)
         # Not `previous`: a rollback must not lead to what the fleet has just turned down.
         back = switch(host, settings, lock, text, why=why, previous=store["previous"] or lock.id)
-        report.record(host.name, confirmed=False)
+        report.record(host.name, confirmed=False, fell=False)
         if back:
             return fail(host, why, "withdrawn")
         if known["state"] == AWAY:
@@ -159,8 +164,7 @@ def roll_back(settings: Settings):
         seen, target = known["seen"], known["target"]
         lock, text = standing.target(seen, settings, target)
         if standing.active(seen, settings, lock, text):
-            report.record(host.name, confirmed=True, state="unchanged")
-            serves(host, lock, text, seen["container"]["id"], seen["container"]["since"])
+            confirmed(host, lock, text, seen["container"], "unchanged")
             return True
         # `previous` is where it goes: the same command again stays there, and does not come forward.
         return switch(host, settings, lock, text, why="rollback", previous=target)
@@ -224,18 +228,17 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     elif became in ("frozen", "unknown"):
         report.record(target.name, release=None, space="unknown", since=None, container=None)
     if not answer.get("ok"):
+        report.record(target.name, fell=became == AWAY)
         return fail(target, say(answer.get("error") or {}), became)
-    report.record(target.name, confirmed=True, state="active")
-    serves(target, lock, override, answer.get("container"), answer.get("started"))
+    confirmed(target, lock, override, {"id": answer.get("container"), "since": answer.get("started")}, "active")
     return True
 
 
-def serves(target: Any, lock: Lock, override: str, container: Any, started: Any) -> None:
-    """What a host was confirmed with: which container since when, of which release, with which environment."""
-    settings = report.RESULTS[target.name]["settings"]
-    expected = compose.environment_of(override, settings.service)
-    asked = {"container": container, "started": started, "expect_env": expected}
-    report.record(target.name, serving=(lock.id, asked))
+def confirmed(target: Any, lock: Lock, override: str, container: Mapping[str, Any], state_word: str) -> None:
+    """This host counts as confirmed, with that container since then, of that release, in that environment."""
+    expected = compose.environment_of(override, report.RESULTS[target.name]["settings"].service)
+    asked = {"container": container["id"], "started": container["since"], "expect_env": expected}
+    report.record(target.name, confirmed=True, state=state_word, serving=(lock.id, asked))
 
 
 def confirm(target: Any, token: str, back: int) -> dict[str, Any]:
