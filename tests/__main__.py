@@ -16,7 +16,7 @@ from tests.lab import images, lab, machine
 from tests.lab.images import ROOT
 
 # The second lab's: the rollouts of the light service, about half of the time. The first has torch, and the signatures.
-SECOND = [f"tests/e2e/test_{name}.py" for name in ("30_rollouts", "32_commands", "35_ways", "40_kill", "70_stick")]
+SECOND = [f"tests/e2e/test_{name}.py" for name in ("30_rollouts", "32_commands", "35_ways", "40_kill")]
 
 
 def main() -> int:
