@@ -121,7 +121,8 @@ class Service:
             time.sleep(0.3)
 
     def soak(self, found, seconds):
-        """Nothing may happen for `seconds`, which may be none: the same container, running, never restarted, not unhealthy."""
+        """Nothing may happen for `seconds`, which may be none: the same container, running, never restarted, not unhealthy,
+        on its networks."""
         until = time.monotonic() + seconds
         while True:
             left = until - time.monotonic()
@@ -136,6 +137,13 @@ class Service:
                 said = f"{restarts}, {health or 'no health check'}: {self.logs()[-400:]}"
                 since = f"for {seconds:.0f} s" if seconds else "since it was healthy"
                 raise Refused(self.name, "did not stay up", f"no restart {since}", said)
+            if lost := networks(found) - networks(now):
+                raise Refused(
+                    self.name,
+                    "was cut off",
+                    f"its networks {', '.join(sorted(networks(found)))}",
+                    f"without {', '.join(sorted(lost))}",
+                )
             if left <= 1:
                 return
 
@@ -156,6 +164,11 @@ class Service:
         if wrong:
             expected = str({key: expect_env[key] for key in wrong})
             raise Refused(self.name, "has another environment in its process", expected, str(wrong))
+
+
+def networks(container):
+    """The names of the networks that a container is on."""
+    return set((container.get("NetworkSettings") or {}).get("Networks") or {})
 
 
 def docker(*words, timeout=120):

@@ -5,7 +5,7 @@
                     (stdin: {"who", "why", "probe", "expect_env", "drain", "readmit"})
     switch check    --store S --release ID --stack DIR --override NAME --project P --service N     whether it could; changes nothing
     switch stays    … --release ID --stack DIR --override NAME --project P --service N    whether what was confirmed serves still
-                    (stdin: {"container", "started", "expect_env"})
+                    (stdin: {"container", "started", "networks", "expect_env"})
     switch confirm  --store S --token T     over a new connection; prints how the activation ended
     switch recover  --store S
 
@@ -34,7 +34,7 @@ from files import answered, held, locked, noted, now, read, refusal, remove, wri
 from probe import probe
 from records import Records
 from release import SIGNERS, Refused
-from service import MARKER, Service, docker, ghost, restart_engine
+from service import MARKER, Service, docker, ghost, networks, restart_engine
 
 WAIT = 0.1  # seconds between looks for the confirmation
 REVERT = 300  # seconds at least: a short deadline is for the new release, the old one may take its time
@@ -88,7 +88,8 @@ def stays(args, asked):
         found = str(Records(args.store).current())[:12]
         raise Refused(args.store, "has another current release", args.release[:12], found, "tasks/status.py")
     service = Service(args.stack, args.override, args.project, args.service)
-    service.soak({"Id": asked["container"], "State": {"StartedAt": asked["started"]}}, 0)
+    there = {"Networks": dict.fromkeys(asked["networks"])}
+    service.soak({"Id": asked["container"], "State": {"StartedAt": asked["started"]}, "NetworkSettings": there}, 0)
     service.check_inside(service.container(), args.store, args.release, asked["expect_env"])
     return {}
 
@@ -202,7 +203,7 @@ def activate(args, ask, tell):
         service.soak(found, args.soak)
         changed = not was or was["Id"] != found["Id"] or old != args.release
         answer = {"changed": changed, "from": old, "to": args.release, "container": found["Id"]}
-        answer |= {"started": found["State"]["StartedAt"], "cosine": cosine}
+        answer |= {"started": found["State"]["StartedAt"], "networks": sorted(networks(found)), "cosine": cosine}
         answer |= {"seconds": round(time.monotonic() - started, 2), "recovered": recovered}
         await_confirmation(records, args.confirm, tell, answer)
         # While somebody was logging in, nobody looked.

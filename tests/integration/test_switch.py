@@ -143,7 +143,10 @@ def test_what_was_confirmed_stays_until_it_restarts_or_the_record_is_anothers(st
     monkeypatch.setattr(Stub, "soak", service.Service.soak)
     answer = machine()
     args = argparse.Namespace(store=str(store), release="two", stack="", override="", project="p", service="s")
-    asked = {"container": answer["container"], "started": answer["started"], "expect_env": {}}
+    asked = {"container": answer["container"], "started": answer["started"], "networks": ["n"], "expect_env": {}}
+    with pytest.raises(Refused, match="was cut off; expected its networks n, found without n"):
+        switch.stays(args, asked)
+    Stub.up_now["NetworkSettings"] = {"Networks": {"n": {}}}
     assert switch.stays(args, asked) == {}
     with pytest.raises(Refused, match="has another current release"):
         switch.stays(argparse.Namespace(**{**vars(args), "release": "one"}), asked)

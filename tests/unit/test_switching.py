@@ -184,14 +184,17 @@ def test_a_host_that_fell_after_its_confirmation_is_a_failed_one_that_can_be_tak
 
 
 def test_a_host_that_needed_no_switch_is_asked_too_unless_the_run_changes_nothing(stays, known, lock):
-    switching.confirmed(Host(), lock, "", {"id": "c1", "since": "then"}, "unchanged")
-    assert stays({"ok": True})["release"] == lock.id
+    seen = {"container": {"id": "c1", "since": "then", "image": "i"}, "stack": {"networks": {"front": ["search"]}}}
+    switching.confirmed(Host(), lock, "", switching.looked(seen), "unchanged")
+    asked = stays({"ok": True})
+    wanted = {"container": "c1", "started": "then", "networks": ["front"], "expect_env": {}}
+    assert asked["release"] == lock.id and json.loads(asked["document"]) == wanted
     report.record("gpu1", lease=None)
     assert stays({"ok": True}) is None
 
 
 def test_a_host_that_cannot_be_asked_is_asked_again_and_then_unknown(monkeypatch, stays, known, lock):
-    switching.confirmed(Host(), lock, "", {"id": "c1", "since": "then"}, "unchanged")
+    switching.confirmed(Host(), lock, "", {}, "unchanged")
     said = iter([LOST, {"ok": True}])
     monkeypatch.setattr(switching, "call", lambda *words, **more: next(said))
     (command,) = switching.stay._inner(settings=known["settings"])

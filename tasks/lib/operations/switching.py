@@ -17,6 +17,7 @@ from tasks.lib.release import Lock, Refused, contents, say, space
 from tasks.lib.settings import Settings
 
 NOT_READMITTED = ", not readmitted"  # what remote/switch.py says of a host whose `readmit` failed
+SERVING = ("container", "started", "networks")  # by what a container is known again
 AWAY = f"active{NOT_READMITTED}"
 
 
@@ -31,7 +32,7 @@ def activate(lock: Lock, settings: Settings):
     if standing.active(known["seen"], settings, lock, text) and not known.get("recreate"):
         changed = known.get("moved_bytes") or known.get("repaired")
         if not report.would_change(host.name):
-            confirmed(host, lock, text, known["seen"]["container"], "active" if changed else "unchanged")
+            confirmed(host, lock, text, looked(known["seen"]), "active" if changed else "unchanged")
         host.noop("the service runs this release")
         return
     if not state.is_executing:
@@ -164,7 +165,7 @@ def roll_back(settings: Settings):
         seen, target = known["seen"], known["target"]
         lock, text = standing.target(seen, settings, target)
         if standing.active(seen, settings, lock, text):
-            confirmed(host, lock, text, seen["container"], "unchanged")
+            confirmed(host, lock, text, looked(seen), "unchanged")
             return True
         # `previous` is where it goes: the same command again stays there, and does not come forward.
         return switch(host, settings, lock, text, why="rollback", previous=target)
@@ -230,14 +231,20 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     if not answer.get("ok"):
         report.record(target.name, fell=became == AWAY)
         return fail(target, say(answer.get("error") or {}), became)
-    confirmed(target, lock, override, {"id": answer.get("container"), "since": answer.get("started")}, "active")
+    confirmed(target, lock, override, {key: answer.get(key) for key in SERVING}, "active")
     return True
 
 
-def confirmed(target: Any, lock: Lock, override: str, container: Mapping[str, Any], state_word: str) -> None:
-    """This host counts as confirmed, with that container since then, of that release, in that environment."""
+def looked(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What serves, as a look at the host saw it."""
+    container = seen["container"]
+    return dict(zip(SERVING, (container["id"], container["since"], sorted(seen["stack"]["networks"])), strict=True))
+
+
+def confirmed(target: Any, lock: Lock, override: str, serving: Mapping[str, Any], state_word: str) -> None:
+    """This host counts as confirmed: with that container, of that release, in that environment."""
     expected = compose.environment_of(override, report.RESULTS[target.name]["settings"].service)
-    asked = {"container": container["id"], "started": container["since"], "expect_env": expected}
+    asked = {**serving, "expect_env": expected}
     report.record(target.name, confirmed=True, state=state_word, serving=(lock.id, asked))
 
 
