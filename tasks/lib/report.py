@@ -161,8 +161,13 @@ class Report(BaseStateCallback):
         plan = self.plan() if self.plan else []
         wave = {name: number for number, names in enumerate(plan, 1) for name in names}
         rows = {name: self.row(name, why, cut.get(name)) | {"wave": wave.get(name)} for name in self.roles}
-        good = bool(rows) and all(row["state"] in GOOD for row in rows.values())
         failed = [name for name, row in rows.items() if row["state"] not in GOOD]
+        if self.rollout and dry() and failed:  # what is found before anything is changed stops every host
+            for row in rows.values():
+                if row["state"] == "would change":
+                    row |= {"state": "held", "why": f"would be held: {', '.join(failed[:5])} first"}
+            failed = [name for name, row in rows.items() if row["state"] not in GOOD]
+        good = bool(rows) and not failed
         meant = {RESULTS.get(name, {}).get("target") or row["release"] for name, row in rows.items()} - {None}
         document = {
             "format": FORMAT,

@@ -150,6 +150,15 @@ def test_a_fleet_on_two_releases_is_told_though_each_host_is_in_order(told):
     assert f"not one release: {'a' * 12} on 3, unknown on 1" in told(silent)[1]
 
 
+def test_a_dry_run_says_that_one_host_would_hold_the_others(told, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pyinfra", "--dry", "inventories/prod.py", "tasks/rollback.py"])
+    known = {"a": {"state": "would change", "why": "to 0"}, "b": {"state": "failed", "why": "nowhere to go"}}
+    good, said = told(known, plan=lambda: [["a", "b"]])
+    assert not good and "a: would be held: b first" in said and "0 of 2 as asked" in said
+    report.record("b", state="would change", why="to 0")
+    assert told(known | {"b": {"state": "would change"}}, plan=lambda: [["a", "b"]])[0]
+
+
 def test_what_the_lock_in_git_says_is_told_where_hosts_serve_something_else(told):
     known = {name: {"state": "in order", "release": "a" * 64} for name in "ab"}
     away = {"x": {"state": "out of service", "release": None}}
