@@ -18,10 +18,11 @@ logging.getLogger("pyinfra").addHandler(report.Unreached())
 
 words = [os.path.relpath(word) for word in sys.argv[1:] if word.endswith(".py")]
 commands = [word for word in words if word == "deploy.py" or word.startswith("tasks/")]
-if commands and not Path(report.inventory()).is_file():
+inventory = next((word for word in words if word not in commands), "the command line")
+if commands and not Path(inventory).is_file():
     # pyinfra would take the name for a host's, and end well with none.
     there = ", ".join(sorted(map(str, Path("inventories").glob("*.py"))))
-    raise PyinfraError(f"{report.inventory()}: there is no such inventory; expected one of {there}")
+    raise PyinfraError(f"{inventory}: there is no such inventory; expected one of {there}")
 
 
 def last_word() -> None:
@@ -31,7 +32,7 @@ def last_word() -> None:
         from tasks.lib import run, table
 
         run.leave_out()
-        bad = not report.Report(state, run.roles(), None, table.DEPLOY, None, None).write()
+        bad = not report.Report(state, run.roles(), None, table.DEPLOY).write()
     elif silent and any(word.startswith(("--limit", "--exclude")) for word in sys.argv):
         print(f"{commands[0]}: was not run for any host; is there a typing error in --limit?", file=sys.stderr)
         bad = True

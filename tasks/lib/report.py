@@ -138,9 +138,9 @@ class Report(BaseStateCallback):
         roles: dict[str, str],
         release: str | None,
         columns: Sequence[Cell],
-        plan: Plan | None,
-        costs: Costs | None,
-        locked: str | None,
+        plan: Plan | None = None,
+        costs: Costs | None = None,
+        locked: str | None = None,
     ):
         self.state, self.roles, self.release, self.columns, self.plan = state, roles, release, columns, plan
         self.costs, self.locked = costs, locked

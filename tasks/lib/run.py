@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pyinfra import host, inventory, state
@@ -22,6 +23,24 @@ ROLLOUT = (
     *("lock", "models", "image", "family", "smoke_command", "dtype", "attention", "image_processor", "delivery"),
     *("push_parallel", "waves", "rollback_waves", "max_failed_hosts", "on_failure", "embedding_space_change", "sign"),
 )
+
+
+# What says something to one command only, and goes unheard by the others.
+COMMANDS = {
+    **{"update": "tasks/lock.py", "accept_goldens_from": "tasks/lock.py", "release": "tasks/rollback.py"},
+    **{"lease": "tasks/unlock.py", "sample": "tasks/verify.py", "have": "tasks/bundle.py", "verify": "deploy.py"},
+}
+
+
+def refuse_data() -> None:
+    """`--data` that this command would not hear, or that is meant for one host and would be every host's."""
+    for key, value in inventory.get_override_data().items():
+        if key in COMMANDS and not any(Path(word) == Path(COMMANDS[key]) for word in sys.argv):
+            raise PyinfraError(f"--data {key} is for {COMMANDS[key]}, and says nothing here. Next: leave it out")
+        if key in COMMANDS and value in ("", None):
+            raise PyinfraError(f"--data {key} is empty; expected a value. Next: say it, or leave it out")
+        if key in ("out_of_service", "wave"):
+            raise PyinfraError(f"--data {key} would be every host's. Next: that host's line in {report.inventory()}")
 
 
 def settings_of(target: Any) -> Settings:
@@ -53,6 +72,7 @@ def open_run(bastion: bool = True) -> Settings:
     """
     fleet.refuse_flags(sys.argv)
     fleet.refuse_limits(sys.argv)
+    refuse_data()
     if not bastion:
         state.failed_hosts.discard(fleet.bastion())
         if not gpus():

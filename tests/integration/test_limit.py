@@ -35,6 +35,18 @@ def here(tmp_path):
     return str(tmp_path / "here.py")
 
 
+@pytest.mark.parametrize("task", ["deploy.py", "tasks/status.py"])
+def test_a_fleet_that_cannot_be_reached_at_all_gets_its_table(here, task):
+    code, text = said("-y", here, task, "--limit", "gpu-1")
+    assert code == 1 and "unreachable" in text and "0 of 1 as asked" in text and "raceback" not in text, text
+    assert json.loads((ROOT / "reports/last.json").read_text())["hosts"]["gpu-1"]["state"] == "unreachable"
+
+
+def test_a_host_is_no_inventory():
+    code, text = said("-y", "lab-gpu1", "deploy.py")
+    assert code == 1 and "there is no such inventory" in text and "inventories/prod.py" in text
+
+
 def test_an_inventory_that_is_misspelt_is_no_host_to_connect_to():
     code, text = said("-y", "inventories/prodd.py", "deploy.py")
     assert code == 1 and "there is no such inventory" in text and "inventories/prod.py" in text
@@ -47,11 +59,21 @@ def test_an_inventory_that_is_misspelt_is_no_host_to_connect_to():
         (["--sudo"], '"_sudo": True'),
         (["--serial"], "would defeat the gates"),
         (["--data", "_ignore_errors=true"], "unknown key '_ignore_errors'"),
+        (["--data", "release=ab"], "--data release is for tasks/rollback.py"),
+        (["--data", "update=true"], "--data update is for tasks/lock.py"),
+        (["--data", "out_of_service=yes"], "--data out_of_service would be every host's"),
+        (["--data", "wave=2"], "--data wave would be every host's"),
     ],
 )
 def test_what_would_be_half_obeyed_is_refused(here, words, expected):
     code, text = said("-y", here, "tasks/status.py", *words)
     assert code == 1 and expected in text and "raceback" not in text, text
+
+
+def test_a_release_that_is_empty_is_no_rollback_to_the_previous(here):
+    """As of a variable that is not set."""
+    code, text = said("-y", here, "tasks/rollback.py", "--data", "release=")
+    assert code == 1 and "--data release is empty" in text and "raceback" not in text, text
 
 
 def test_a_command_for_the_bastion_needs_it_and_nobody_else(here):

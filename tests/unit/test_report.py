@@ -43,7 +43,7 @@ def told(monkeypatch, tmp_path, capsys):
         for name, values in known.items():
             report.record(name, **values)
         state = State(*(known if reached is None else reached))
-        good = report.Report(state, dict.fromkeys(known, "gpu"), None, table.STATUS, plan, None, locked).write(why)
+        good = report.Report(state, dict.fromkeys(known, "gpu"), None, table.STATUS, plan, locked=locked).write(why)
         return good, capsys.readouterr().err
 
     return write
