@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pyinfra import host, inventory, state
@@ -35,7 +35,7 @@ COMMANDS = {
 def refuse_data() -> None:
     """`--data` that this command would not hear, or that is meant for one host and would be every host's."""
     for key, value in inventory.get_override_data().items():
-        if key in COMMANDS and not any(Path(word) == Path(COMMANDS[key]) for word in sys.argv):
+        if key in COMMANDS and COMMANDS[key] not in map(os.path.relpath, filter(None, sys.argv)):
             raise PyinfraError(f"--data {key} is for {COMMANDS[key]}, and says nothing here. Next: leave it out")
         if key in COMMANDS and value in ("", None):
             raise PyinfraError(f"--data {key} is empty; expected a value. Next: say it, or leave it out")

@@ -69,10 +69,11 @@ class Service:
             said = shown.stderr.strip()[-200:]
             raise Refused("docker inspect", "does not answer", found=said, next="systemctl status docker") from None
 
-    def logs(self):
-        """The last lines of the service, without what a terminal would obey."""
-        text = self.compose("logs", "--no-color", "--no-log-prefix", "--tail", "40", self.name).stdout[-3000:]
-        return "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text) if c == "\n" or c.isprintable())
+    def logs(self, size=3000):
+        """The last whole lines of the service, `size` characters at most, without what a terminal would obey."""
+        text = self.compose("logs", "--no-color", "--no-log-prefix", "--tail", "40", self.name).stdout
+        plain = "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text) if c == "\n" or c.isprintable())
+        return ending(plain.strip(), size)
 
     def done(self, *words, timeout=120):
         """A Compose command that must succeed."""
@@ -110,13 +111,13 @@ class Service:
             restarts = (found or {}).get("RestartCount", 0) - (was["RestartCount"] if kept else 0)
             if found and (restarts > 0 or state["Status"] in ("exited", "dead")):
                 what = f"exited with code {state['ExitCode']}, {restarts} restarts"
-                raise Refused(self.name, what, "a healthy container", self.logs()[-600:])
+                raise Refused(self.name, what, "a healthy container", self.logs(600))
             if health == "unhealthy":
-                raise Refused(self.name, "is unhealthy", "healthy", last_check(state) or self.logs()[-600:])
+                raise Refused(self.name, "is unhealthy", "healthy", last_check(state) or self.logs(600))
             if time.monotonic() > until:
                 now = health or state.get("Status") or "no container"
                 raise Refused(
-                    self.name, f"is not healthy after {deadline:.0f} s", "healthy", f"{now}: {self.logs()[-400:]}"
+                    self.name, f"is not healthy after {deadline:.0f} s", "healthy", f"{now}: {self.logs(400)}"
                 )
             time.sleep(0.3)
 
@@ -133,10 +134,8 @@ class Service:
             started = found["State"]["StartedAt"]
             same = now and now["Id"] == found["Id"] and state["StartedAt"] == started
             if not same or state["Status"] != "running" or health == "unhealthy":
-                restarts = f"{(now or {}).get('RestartCount', '?')} restarts, {state.get('Status', 'no container')}"
-                said = f"{restarts}, {health or 'no health check'}: {self.logs()[-400:]}"
-                since = f"for {seconds:.0f} s" if seconds else "since it was healthy"
-                raise Refused(self.name, "did not stay up", f"no restart {since}", said)
+                since = f"no restart for {seconds:.0f} s" if seconds else f"the one that started {started[:19]}"
+                raise Refused(self.name, "did not stay up", since, f"{described(now)}: {self.logs(400)}".rstrip(": "))
             if lost := networks(found) - networks(now):
                 raise Refused(
                     self.name,
@@ -164,6 +163,15 @@ class Service:
         if wrong:
             expected = str({key: expect_env[key] for key in wrong})
             raise Refused(self.name, "has another environment in its process", expected, str(wrong))
+
+
+def described(container):
+    """A container (or None) in a few words."""
+    if container is None:
+        return "no container"
+    state, count = container["State"], container.get("RestartCount", 0)
+    health = (state.get("Health") or {}).get("Status") or "no health check"
+    return f"one that started {state['StartedAt'][:19]}, {state['Status']}, {health}, {count} restarts by itself"
 
 
 def networks(container):
@@ -211,6 +219,11 @@ def restart_engine():
         return False
 
 
+def ending(text, size):
+    """The last whole lines of a text, `size` characters at most; of one line that is longer, its end."""
+    return text if len(text) <= size else text[-size:].partition("\n")[2] or text[-size:]
+
+
 def last_check(state):
     log = (state.get("Health") or {}).get("Log") or [{}]
-    return (log[-1].get("Output") or "").strip()[-300:]
+    return ending((log[-1].get("Output") or "").strip(), 300)

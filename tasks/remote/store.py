@@ -281,9 +281,9 @@ def verify(store, lock, percent=100):
     if lock.delivery == "online":
         wrong += [f"{lock.volume}: {path} {what}" for path, what in volume.faults(lock).items()]
         size += sum(release.model_files(lock).values())
-    if wrong:  # not proven any more: the next deploy puts it right, and makes anew what has it mapped
+    if wrong or damaged:  # not proven any more: the next deploy puts it right, and makes anew what has it mapped
         remove(os.path.join(store, "state", lock.id, "verified-at"))
-        if lock.id in Records(store).serving():
+        if wrong and lock.id in Records(store).serving():
             recreate(store)
     missing = release.missing(wanted, held(store, wanted))
     if not damaged and not wrong and os.path.isdir(root) and not missing and percent == 100:

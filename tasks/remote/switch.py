@@ -263,14 +263,21 @@ def confirm(records, intent):
 
 
 def finish(records, intent, answer):
-    """The host takes requests again; only then is nothing pending. A readmit that fails is told, and nothing is undone."""
+    """The host takes requests again; only then is nothing pending. A readmit that fails is told, and nothing is undone.
+
+    Nor is it done where an earlier one failed, and this run has none.
+    """
     try:
+        if not intent.get("readmit") and os.path.lexists(records.away):
+            mend = f"the setting readmit, then deploy.py; or by hand, then rm {records.away}"
+            raise Refused(records.away, "says that this host was not readmitted", next=mend)
         command("readmit", intent.get("readmit"))
     except Refused as no:
         records.tell("not readmitted", **no.error)
         answer = {**answer, "ok": False, "state": f"{answer['state']}, not readmitted", "error": no.error}
         try:
-            write(records.away, json.dumps({"why": str(no)}))
+            if intent.get("readmit"):
+                write(records.away, json.dumps({"why": str(no)}))
         except OSError:
             return answer  # a full disk: the intent stays, and the next run readmits
     else:

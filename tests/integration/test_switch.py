@@ -48,7 +48,7 @@ class Stub:
     def done(self, *words):
         Stub.up_now = {**Stub.up_now, "State": {"Status": "exited"}} if words[0] == "stop" else None
 
-    def logs(self):
+    def logs(self, size=0):
         return ""
 
     def check_inside(self, *words):
@@ -151,7 +151,9 @@ def test_what_was_confirmed_stays_until_it_restarts_or_the_record_is_anothers(st
     with pytest.raises(Refused, match="has another current release"):
         switch.stays(argparse.Namespace(**{**vars(args), "release": "one"}), asked)
     Stub.up_now["State"]["StartedAt"] = "later"
-    with pytest.raises(Refused, match="did not stay up; expected no restart since it was healthy"):
+    with pytest.raises(
+        Refused, match=r"did not stay up; expected the one that started then, found one that started later, running"
+    ):
         switch.stays(args, asked)
 
 
@@ -202,6 +204,15 @@ def test_a_container_that_was_never_touched_is_not_removed_by_the_way_back(store
 
     monkeypatch.setattr(Stub, "up", sick)
     assert machine()["state"] == "frozen" and removed, "one that is no longer what it was is made anew"
+
+
+def test_a_host_that_was_not_readmitted_stays_that_where_a_run_has_no_readmit(store, machine):
+    away = store / "state/not-readmitted"
+    assert machine(ask={"readmit": "exit 3"})["state"] == "active, not readmitted" and "code 3" in away.read_text()
+    again = machine(release="one")
+    assert again["state"] == "active, not readmitted" and f"rm {away}" in again["error"]["next"]
+    assert "code 3" in away.read_text(), "and why is still told"
+    assert machine(ask={"readmit": "true"})["state"] == "active" and not away.exists()
 
 
 def test_a_readmit_that_could_not_be_noted_is_done_again_by_the_next_run(store, machine, monkeypatch):

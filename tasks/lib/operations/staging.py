@@ -76,7 +76,7 @@ def stage_host(target: Any, lock: Lock, settings: Settings, goldens: Any, again:
     expect(call(target, "engine", "load", document=document, deadline=3600))
     if not smoke_host(target, lock, settings, goldens):
         return False
-    if again and (damaged or checked["wrong"]):
+    if again and (damaged or checked["wrong"] or not admitted["verified"]):
         after = expect(call(target, "store", "verify", document=document, deadline=3600))
         if bad := broken(after):
             raise Refused(
