@@ -9,8 +9,9 @@ from tasks.lib import locks, report, run, table
 from tasks.lib.operations.checking import status
 
 settings = run.open_run(bastion=False)
-report.install(state, run.gpus(), None, table.STATUS, locked=locks.locked(settings))
+lock = locks.locked(settings)
+report.install(state, run.gpus(), None, table.STATUS, locked=lock.id if lock else None)
 
 if host.name in run.in_service():
     run.look(None)
-    status(name="Status", settings=settings)
+    status(name="Status", settings=settings, lock=lock)

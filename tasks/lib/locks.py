@@ -136,10 +136,10 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
     return lock
 
 
-def locked(settings: Settings) -> str | None:
-    """The release that the lock in git names, whatever it was made for; None without one that can be read."""
+def locked(settings: Settings) -> Lock | None:
+    """The lock in git, whatever it was made for; None without one that can be read."""
     try:
-        return parse(text_of(lock_path(settings)), "").id
+        return parse(text_of(lock_path(settings)), "")
     except Refused:
         return None
 

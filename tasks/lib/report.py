@@ -71,7 +71,16 @@ FIELDS = (
         "container",
     ),
     *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
-    *("kept", "previous", "loaded_bytes", "bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
+    *(
+        "kept",
+        "previous",
+        "other_settings",
+        "loaded_bytes",
+        "bundle_bytes",
+        "bundle_parts",
+        "written_bytes",
+        "blob_count",
+    ),
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}

@@ -136,12 +136,14 @@ def about_releases(hosts: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def about_lock(locked: str | None, hosts: dict[str, dict[str, Any]]) -> list[str]:
-    """A line where hosts serve something else than what the lock in git says, which a deploy would bring."""
+    """Lines where hosts serve something else than what git says, which a deploy would bring: the release, or its settings."""
     there = [row for row in hosts.values() if row["state"] != "out of service"]
     serve = sum(row["release"] == locked for row in there)
-    return (
+    behind = (
         [f"the lock in git: release {locked[:12]}, on {serve} of {len(there)}"] if locked and serve < len(there) else []
     )
+    odd = sorted(name for name, row in hosts.items() if row["other_settings"])
+    return behind + ([f"other settings than in git: {', '.join(odd)}"] if odd else [])
 
 
 def about_kept(hosts: dict[str, dict[str, Any]]) -> list[str]:

@@ -150,6 +150,13 @@ def test_a_first_deploy_that_fails_leaves_no_half_service(settled):
     assert deploy().host(CANARY)["state"] == "active"
 
 
+def test_status_says_where_other_settings_were_confirmed(settled):
+    assert "other settings" not in fleet("tasks/status.py").said
+    deploy(None, "--limit", CANARY, "--data", 'environment={"X": "3"}')
+    status = fleet("tasks/status.py")
+    assert status.code == 0 and f"other settings than in git: {CANARY}\n" in status.said, status.said[-2000:]
+
+
 def test_max_failed_hosts_lets_the_rollout_go_on_and_the_report_says_so(settled):
     lock_version(settled.next)
     with variant(lab_gpu2={"environment": {"FAULT": "sick"}}) as inventory:

@@ -164,7 +164,9 @@ def test_what_the_lock_in_git_says_is_told_where_hosts_serve_something_else(told
     away = {"x": {"state": "out of service", "release": None}}
     assert f"the lock in git: release {'b' * 12}, on 0 of 2\n" in told({**known, **away}, locked="b" * 64)[1]
     assert "the lock in git" not in told({**known, **away}, locked="a" * 64)[1]
-    assert "the lock in git" not in told(known)[1]
+    assert "the lock in git" not in told(known)[1] and "other settings" not in told(known)[1]
+    known["b"]["other_settings"] = True
+    assert "other settings than in git: b\n" in told(known, locked="a" * 64)[1]
 
 
 def test_what_a_rollback_could_be_asked_for_is_told_once_for_all_hosts(told):

@@ -9,9 +9,9 @@ from typing import Any
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, operation
 
-from tasks.lib import fleet, report, standing
-from tasks.lib.calls import call, ensure_tool, expect, fail, guarded
-from tasks.lib.release import Refused
+from tasks.lib import compose, fleet, report, standing
+from tasks.lib.calls import call, ensure_tool, expect, fail, guarded, tool_path
+from tasks.lib.release import Lock, Refused
 from tasks.lib.settings import Settings
 
 
@@ -33,8 +33,11 @@ def tell(state: Any, host: Any, problems: list[str]) -> bool:
 
 
 @operation(is_idempotent=False)
-def status(settings: Settings):
-    """What this host serves, and how it strays from what was confirmed; drift and a mixed fleet are failures."""
+def status(settings: Settings, lock: Lock | None):
+    """What this host serves, and how it strays from what was confirmed; drift and a mixed fleet are failures.
+
+    `lock`: that of git, for what a deploy would change.
+    """
     seen = report.RESULTS[host.name]["seen"]
     if not seen:
         report.record(host.name, state="unreadable", why="could not be looked at: run again with -v")
@@ -43,6 +46,9 @@ def status(settings: Settings):
     found = standing.drift(seen, settings)
     current = seen["store"]["current"]
     report.record(host.name, **standing.proof(seen, current))
+    if lock and lock.id == current:
+        asked = compose.override(lock, settings, tool_path(settings), True)
+        report.record(host.name, other_settings=standing.confirmed(seen, current) != asked)
     pending, lease = seen["store"]["pending"], seen["store"]["lease"]
     if pending and (lease is not None or seen["store"]["switching"]) and not seen["store"]["frozen"]:
         alone = "which no rollout holds any more: it ends by itself, most likely back in the old release"
