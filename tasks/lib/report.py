@@ -75,6 +75,7 @@ FIELDS = (
         "kept",
         "previous",
         "other_settings",
+        "changes",
         "loaded_bytes",
         "bundle_bytes",
         "bundle_parts",

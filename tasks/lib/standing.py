@@ -224,6 +224,18 @@ def confirmed(seen: Seen, release_id: str) -> str:
     return (about.get("override") or "") if was is None else was
 
 
+def changes(seen: Seen, settings: Settings, lock: Lock, override: str) -> str:
+    """What a switch to this release would change where it serves already; "" where it is the release itself."""
+    current = seen["store"]["current"]
+    if current != lock.id:
+        return ""
+    was, becomes = confirmed(seen, current), override
+    before, after = (environment_of(text, settings.service) for text in (was, becomes))
+    odd = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    found = [f"environment: {', '.join(odd)}"] if odd else ["other settings"] if was != becomes else []
+    return "; ".join(found + drift(seen, settings)) or "its service is made anew"
+
+
 def drift(seen: Seen, settings: Settings) -> list[str]:
     """How what runs strays from what was confirmed, as sentences; [] is in order."""
     store, current = seen["store"], seen["store"]["current"]

@@ -69,8 +69,9 @@ def test_a_host_that_was_held_is_told_apart_from_one_that_went_back():
         ([], ["a"]),
         (["b"], []),
     ]
-    rows["a"]["served_cosine"] = 0.98765
-    assert "0.98765" in page.html({**DOCUMENT, "hosts": rows}, report.GOOD)
+    rows["a"] |= {"served_cosine": 0.98765, "changes": "environment: A"}
+    words = page.html({**DOCUMENT, "hosts": rows}, report.GOOD)
+    assert "0.98765" in words and "the same release; changes environment: A" in words
     assert f'<td class="bad">withdrawn</td><td><code>{"e" * 12}</code></td>' in words
 
 

@@ -256,3 +256,15 @@ def test_the_report_names_what_runs_and_not_what_the_record_says(served, wanted,
     assert (told["release"], told["space"], told["from_space"]) == (lock.id, standing.space(lock), "unknown")
     served["container"]["state"] = "exited"
     assert standing.told(served, wanted)["release"] is None
+
+
+def test_what_changes_in_the_same_release_is_named(served, wanted, lock, values):
+    other = settings.check([("test", {**values, "environment": {"A": "1"}})])
+    text = compose.override(lock, wanted, TOOL, True)
+    assert standing.changes(served, wanted, lock, text) == "its service is made anew"
+    assert standing.changes(served, other, lock, compose.override(lock, other, TOOL, True)) == "environment: A"
+    assert standing.changes(served, wanted, lock, text.replace(TOOL, "/other")) == "other settings"
+    served["container"]["torn"] = ["is not on its network n"]
+    assert standing.changes(served, wanted, lock, text).startswith("the service is not on its network n")
+    served["store"]["current"] = "0" * 64
+    assert standing.changes(served, wanted, lock, text) == ""

@@ -35,8 +35,10 @@ def activate(lock: Lock, settings: Settings):
             confirmed(host, lock, text, looked(known["seen"]), "active" if changed else "unchanged")
         host.noop("the service runs this release")
         return
+    what = standing.changes(known["seen"], settings, lock, text)
+    report.record(host.name, changes=what)
     if not state.is_executing:
-        report.record(host.name, state="would change")
+        report.record(host.name, state="would change", why=what)
     yield guarded(lambda host: switch(host, settings, lock, text, why="deploy"), phase="activate")
 
 
