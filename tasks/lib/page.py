@@ -25,6 +25,7 @@ COLOURS = {
     "check": "#56b4e9",
     "stage": "#e69f00",
     "activate": "#009e73",
+    "stay": "#0072b2",
     "withdraw": "#d55e00",
 }
 BAD = "#d00000"

@@ -179,6 +179,7 @@ def test_a_host_that_fell_after_its_confirmation_is_a_failed_one_that_can_be_tak
     assert row(known)[:2] == ("active", lock.id) and not known.get("fell")
     stays({"ok": False, "error": {"where": "backend", "what": "did not stay up"}})
     assert row(known) == ("failed", None, "unknown") and known["fell"] and not known["confirmed"]
+    assert known["phases"][-1]["phase"] == "stay" and not known["phases"][-1]["ok"]
     assert known["why"] == "does not serve on as it was confirmed: backend: did not stay up"
     assert stays({"ok": True}) is None, "once is enough"
 

@@ -67,7 +67,7 @@ def stay(settings: Settings):
         report.record(host.name, confirmed=False, fell=True, release=None, space="unknown", container=None)
         return False
 
-    yield guarded(work)
+    yield guarded(work, phase="stay")
 
 
 @operation(is_idempotent=True)
