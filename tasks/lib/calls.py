@@ -163,7 +163,7 @@ def guarded(work: Callable[[Any], bool], phase: str = "", well: str = "") -> Fun
                 good = fail(host, say(no.error))
             known = report.RESULTS[host.name]
             said["ok"] = good or known.get("state") == well
-            return good or bool(known.get("fell"))
+            return good or bool(known.get("fell") and not known.get("taken_back"))
 
     return FunctionCommand(run, (), {})
 

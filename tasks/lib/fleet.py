@@ -149,8 +149,12 @@ def run(target: Any, command: StringCommand, stdin: str | None, timeout: int) ->
 def send(target: Any, data: bytes, path: str) -> bool:
     """Write `data` to a file on the host; never raises: no such directory, a full disk, a broken connection are False."""
     try:
+        connect = getattr(target.connector, "get_file_transfer_connection", None)
+        channel = getattr(connect and connect(), "get_channel", None)
+        if channel:
+            channel().settimeout(UNANSWERED)
         return bool(target.connector.put_file(io.BytesIO(data), path, **elevation(target)))
-    except (OSError, SSHException, EOFError) as error:
+    except (OSError, SSHException, EOFError, ConnectError) as error:
         logger.error(f"{target.name}: {path}: {type(error).__name__}: {error}")
         return False
 
@@ -218,6 +222,8 @@ def tune(target: Any) -> None:
     transport = client.get_transport() if client else None
     if transport is not None and transport.is_active():
         transport.set_keepalive(30)
+        # paramiko waits an hour for a session that a stuck sshd never gives: its kernel answers for it.
+        transport.channel_timeout = UNANSWERED
         if isinstance(transport.sock, socket.socket):
             transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux

@@ -121,7 +121,10 @@ def read_lock(settings: Settings, inventory: str) -> Lock:
         mend = f"cp lock.json {path}, from the bundle"
     if not path.exists():
         raise Refused(str(path), "does not exist", "a lock", "no file", mend)
-    lock = parse(text_of(path), str(path))
+    try:
+        lock = parse(text_of(path), str(path))
+    except Refused as no:  # as after a merge
+        raise Refused(**{**no.error, "next": f"git checkout {path}"}) from None
     wanted = {model.repo: model.revision for model in settings.models}
     if dict(lock.asked) != wanted:
         raise Refused(

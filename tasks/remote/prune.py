@@ -104,6 +104,9 @@ def plan(store, keep, asked):
     for record in ("current", "previous"):
         why[(read(os.path.join(store, record)) or "").strip()] = record
     pending = records.intent() or {}
+    for name in records.serving() - set(names):  # what it has mounted may be aside, and nobody knows its blobs
+        mend = "deploy.py, which builds it again"
+        raise Refused(os.path.join(folder, name), "is missing, though it serves", "its directory", "none", mend)
     why.update({pending.get(end): "pending" for end in ("from", "to") if pending})
     used = containers()
     uses = [(source, "mounted") for sources, _, _ in used for source in sources]

@@ -39,6 +39,7 @@ from service import MARKER, Service, docker, ghost, networks, restart_engine
 WAIT = 0.1  # seconds between looks for the confirmation
 REVERT = 300  # seconds at least: a short deadline is for the new release, the old one may take its time
 REVERTS = 3  # tries: what a power cut left of a container can make Compose fail once
+RUNNING = ("running", "restarting")
 COMMAND = 300  # seconds at most for the operator's drain, and for their readmit
 
 
@@ -177,8 +178,9 @@ def activate(args, ask, tell):
     intent |= {"previous": args.previous or old}
     intent |= {"had_container": bool(was), "had_override": in_place is not None, "readmit": ask.get("readmit")}
     # One that crashes in a loop is left to it: "stopped" would outlast a reboot.
-    running = bool(was) and was["State"]["Status"] in ("running", "restarting")
-    intent |= {"was_running": running, "was_healthy": healthy(was), "container": was["Id"] if was else None}
+    status = was["State"]["Status"] if was else None
+    intent |= {"was_running": status in RUNNING, "was_healthy": healthy(was)}
+    intent |= {"container": was["Id"] if was else None, "status": status}
     records.journal("begin", **{key: intent[key] for key in ("from", "to", "who", "why")})
     if in_place is not None:
         write(records.before, in_place)
@@ -345,9 +347,13 @@ def put_back(records, service, intent, within, anew):
 
 
 def untouched(service, intent):
-    """Whether the container that served before is there alone, as well as it was: a step that failed before it got to it."""
-    was = service.container() if intent["was_running"] and service.containers() == [intent.get("container")] else None
-    return bool(was) and (healthy(was) or not intent["was_healthy"])
+    """Whether the container from before is there alone, as it was: what failed did so before it got to it."""
+    was = service.container() if service.containers() == [intent.get("container")] else None
+    if was is None:
+        return False
+    status = was["State"]["Status"]
+    alike = status in RUNNING if intent["was_running"] else status == intent.get("status")
+    return alike and (healthy(was) or not intent["was_healthy"])
 
 
 def recover(records):
@@ -363,7 +369,8 @@ def recover(records):
 
 
 def engine_answers():
-    return docker("info", "--format", "{{.ServerVersion}}").returncode == 0
+    # Not `docker info`: up to 28 it ends well without an engine.
+    return docker("version", "--format", "{{.Server.Version}}").returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

@@ -307,3 +307,16 @@ def test_the_lock_of_another_release_is_not_believed(host, document, lock, conte
     assert no.value.error["where"] == str(path) and store.tree_of(str(host.store), lock.id) is None
     path.write_text(mine)
     assert len(prune.plan(str(host.store), 1, {})["releases"]) == 1 and store.tree_of(str(host.store), lock.id)
+
+
+def test_prune_refuses_where_what_serves_has_lost_its_directory(host, document, lock, contents, monkeypatch):
+    """A container may have it mounted as it stands aside, and nobody knows its blobs."""
+    admit(fill(host, contents), document)
+    for name in ("containers", "opened", "bound"):
+        monkeypatch.setattr(prune, name, lambda *words: [])
+    (host.store / "current").write_text(f"{lock.id}\n")
+    assert not prune.plan(str(host.store), 1, {})["blobs"], "the control"
+    root = host.store / "releases" / lock.id
+    root.rename(root.with_name(f".{lock.id}.1.aside"))
+    with pytest.raises(release.Refused, match="is missing, though it serves"):
+        prune.plan(str(host.store), 1, {})

@@ -215,6 +215,23 @@ def test_a_host_that_was_not_readmitted_stays_that_where_a_run_has_no_readmit(st
     assert machine(ask={"readmit": "true"})["state"] == "active" and not away.exists()
 
 
+@pytest.mark.parametrize("status", ["exited", "paused"])
+def test_nor_is_one_that_did_not_run(store, machine, monkeypatch, status):
+    monkeypatch.setattr(Stub, "clear", lambda self, name=None: 1 / 0)
+    Stub.up_now["State"]["Status"] = status
+    serves = Stub.up_now
+    assert machine(ask={"drain": "exit 7"})["state"] == "withdrawn"
+    assert Stub.up_now is serves and serves["State"]["Status"] == status
+
+
+@pytest.mark.docker
+def test_an_engine_that_is_down_does_not_answer(monkeypatch):
+    """Whatever the exit code of `docker info` is, which has no engine to ask."""
+    assert switch.engine_answers(), "the control"
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    assert not switch.engine_answers()
+
+
 def test_a_readmit_that_could_not_be_noted_is_done_again_by_the_next_run(store, machine, monkeypatch):
     space = full(monkeypatch, "not-readmitted")
     answer = machine(ask={"readmit": f"test -e {store}/balancer"})

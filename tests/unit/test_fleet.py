@@ -10,6 +10,7 @@ import files
 import pytest
 from paramiko import ChannelException
 from pyinfra.api import StringCommand
+from pyinfra.api.exceptions import ConnectError
 
 from tasks.lib import fleet
 from tasks.lib.release import last_object
@@ -76,3 +77,33 @@ def test_an_answer_begins_on_a_line_of_its_own():
         print("maintenance until Monday", end="")
         files.answered(lambda: {"current": 1}, "/x")
     assert last_object(out.getvalue().splitlines(), "ok") == {"ok": True, "current": 1}
+
+
+def test_a_session_that_a_stuck_host_never_gives_is_not_waited_for_an_hour(target):
+    transport = SimpleNamespace(is_active=lambda: True, set_keepalive=lambda seconds: None, sock=None)
+    target.connector.client.get_transport = lambda: transport
+    fleet.tune(target)
+    assert transport.channel_timeout == fleet.UNANSWERED
+
+
+def test_a_file_that_cannot_be_sent_is_a_failure_of_that_host_alone(target):
+    waited = []
+    channel = SimpleNamespace(settimeout=waited.append)
+    target.connector.get_file_transfer_connection = lambda: SimpleNamespace(get_channel=lambda: channel)
+    target.connector.put_file = lambda data, path, **more: True
+    assert fleet.send(target, b"x", "/x") and waited == [fleet.UNANSWERED]
+    for error in (ConnectError("Unable to establish SFTP connection"), TimeoutError(), EOFError()):
+
+        def refused(error=error):
+            raise error
+
+        target.connector.get_file_transfer_connection = refused
+        assert not fleet.send(target, b"x", "/x")
+
+
+def test_who_fell_counts_as_failed_whatever_becomes_of_it(monkeypatch):
+    hosts = [SimpleNamespace(name=name) for name in "abc"]
+    monkeypatch.setattr(fleet, "targets", lambda: hosts)
+    monkeypatch.setattr(fleet, "state", SimpleNamespace(failed_hosts=[hosts[2]]))
+    monkeypatch.setattr(fleet.report, "RESULTS", {"a": {}, "b": {"fell": True, "taken_back": True}, "c": {}})
+    assert fleet.failed() == {"b", "c"}

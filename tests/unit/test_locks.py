@@ -67,6 +67,8 @@ def test_a_lock_or_goldens_that_somebody_wrote_by_hand_are_one_clear_refusal(val
     ):
         with pytest.raises(release.Refused, match=str(tmp_path)):
             read()
+    with pytest.raises(release.Refused, match=f"git checkout {tmp_path}/lab.json"):
+        locks.read_lock(wanted, "inventories/lab.py")
 
 
 def test_a_lock_whose_question_is_no_question_is_refused(document, values, tmp_path, monkeypatch):

@@ -207,4 +207,6 @@ def test_a_host_that_cannot_be_asked_is_asked_again_and_then_unknown(monkeypatch
 def test_a_host_that_is_not_readmitted_can_be_taken_back(monkeypatch, answers, known, lock):
     assert not answers(AWAITING, AWAY) and known["fell"]
     back = withdrawn(monkeypatch, known, lock, {"ok": True, "state": "active"}, failed={"gpu1"}, hosts=[])
-    assert back == ("withdrawn", OLD, "old") and not known["fell"], "and from here pyinfra leaves it out"
+    assert back == ("withdrawn", OLD, "old") and known["taken_back"], "and from here pyinfra leaves it out"
+    assert known["fell"], "while others ask whether somebody failed"
+    assert not list(switching.withdraw._inner(settings=known["settings"], hosts=["gpu1"])), "once is enough"

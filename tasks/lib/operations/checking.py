@@ -51,7 +51,8 @@ def status(settings: Settings, lock: Lock | None):
         report.record(host.name, other_settings=standing.confirmed(seen, current) != asked)
     pending, lease = seen["store"]["pending"], seen["store"]["lease"]
     if pending and (lease is not None or seen["store"]["switching"]) and not seen["store"]["frozen"]:
-        alone = "which no rollout holds any more: it ends by itself, most likely back in the old release"
+        back = str(pending.get("from") or "nothing")[:12]
+        alone = f"which no rollout holds any more: it ends by itself, most likely back in {back}"
         by = alone if lease is None else f"by lease {standing.leased(lease).partition(',')[0]}"
         why = f"to {str(pending.get('to'))[:12]}, {by}"
         report.record(host.name, state="switching", why=why)

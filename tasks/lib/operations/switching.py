@@ -74,22 +74,26 @@ def stay(settings: Settings):
 def withdraw(settings: Settings, hosts: list[str]):
     """This host, which was switched in this run, goes back to what it served before: too many failed, or it fell itself."""
     failed, known = sorted(fleet.failed()), report.RESULTS[host.name]
-    meant = known.get("fell") or (len(failed) > settings.max_failed_hosts and host.name in hosts)
-    if not meant or not known.get("switched"):
+    meant = not known.get("taken_back") and known.get("switched")
+    meant = meant and (known.get("fell") or (len(failed) > settings.max_failed_hosts and host.name in hosts))
+    if not meant:
         host.noop("nothing to withdraw")
         return
     why = f"withdrawn: {known['why'] if known.get('fell') else ', '.join(failed) + ' failed'}"
 
     def work(host: Any) -> bool:
         store = known["seen"]["store"]
-        report.record(host.name, confirmed=False, fell=False)
+        report.record(host.name, confirmed=False, taken_back=True)
         if not store["current"]:
             return fail(host, f"{why}; it served nothing before, so it stays", "not withdrawn")
-        lock, text = standing.target(known["seen"], settings, store["current"])
-        bring_back(host, settings, lock, text)
-        # Not `previous`: a rollback must not lead to what the fleet has just turned down.
-        back = switch(host, settings, lock, text, why=why, previous=store["previous"] or lock.id)
-        report.record(host.name, confirmed=False, fell=False)
+        try:
+            lock, text = standing.target(known["seen"], settings, store["current"])
+            bring_back(host, settings, lock, text)
+            # Not `previous`: a rollback must not lead to what the fleet has just turned down.
+            back = switch(host, settings, lock, text, why=why, previous=store["previous"] or lock.id)
+        except Refused as no:
+            return fail(host, f"{why}, and going back failed: {say(no.error)}", "not withdrawn")
+        report.record(host.name, confirmed=False)
         if back:
             return fail(host, why, "withdrawn")
         if known["state"] == AWAY:
@@ -231,7 +235,8 @@ def switch(target: Any, settings: Settings, lock: Lock, override: str, why: str,
     elif became in ("frozen", "unknown"):
         report.record(target.name, release=None, space="unknown", since=None, container=None)
     if not answer.get("ok"):
-        report.record(target.name, fell=became == AWAY)
+        if became == AWAY:
+            report.record(target.name, fell=True)
         return fail(target, say(answer.get("error") or {}), became)
     confirmed(target, lock, override, {key: answer.get(key) for key in SERVING}, "active")
     return True
