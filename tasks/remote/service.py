@@ -113,7 +113,9 @@ class Service:
                 what = f"exited with code {state['ExitCode']}, {restarts} restarts"
                 raise Refused(self.name, what, "a healthy container", self.logs(600))
             if health == "unhealthy":
-                raise Refused(self.name, "is unhealthy", "healthy", last_check(state) or self.logs(600))
+                code, said = last_check(state)
+                found = f"its health check ends with {code}: {said or self.logs(300)}"
+                raise Refused(self.name, "is unhealthy", "healthy", found)
             if time.monotonic() > until:
                 now = health or state.get("Status") or "no container"
                 raise Refused(
@@ -225,5 +227,6 @@ def ending(text, size):
 
 
 def last_check(state):
-    log = (state.get("Health") or {}).get("Log") or [{}]
-    return ending((log[-1].get("Output") or "").strip(), 300)
+    """(exit code, what it said) of the last health check."""
+    last = ((state.get("Health") or {}).get("Log") or [{}])[-1]
+    return last.get("ExitCode"), ending((last.get("Output") or "").strip(), 300)
