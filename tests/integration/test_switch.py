@@ -232,6 +232,15 @@ def test_an_engine_that_is_down_does_not_answer(monkeypatch):
     assert not switch.engine_answers()
 
 
+def test_nor_does_one_whose_client_ends_well_all_the_same(tmp_path, monkeypatch):
+    """Docker's client 26.1.5 without an engine, as seen on a host: `info` prints an empty line and ends with 0, `version` with 1."""
+    client = tmp_path / "docker"
+    client.write_text('#!/bin/sh\n[ "$1" = info ] && echo\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert not switch.engine_answers()
+
+
 def test_a_readmit_that_could_not_be_noted_is_done_again_by_the_next_run(store, machine, monkeypatch):
     space = full(monkeypatch, "not-readmitted")
     answer = machine(ask={"readmit": f"test -e {store}/balancer"})
