@@ -16,13 +16,11 @@ from tasks.lib import report
 logging.getLogger("pyinfra").addHandler(report.Unreached())
 
 
-words = [os.path.relpath(word) for word in sys.argv[1:] if word.endswith(".py")]
-commands = [word for word in words if word == "deploy.py" or word.startswith("tasks/")]
-inventory = next((word for word in words if word not in commands), "the command line")
-if commands and not Path(inventory).is_file():
+commands = report.commands()
+if commands and not Path(report.inventory()).is_file():
     # pyinfra would take the name for a host's, and end well with none.
     there = ", ".join(sorted(map(str, Path("inventories").glob("*.py"))))
-    raise PyinfraError(f"{inventory}: there is no such inventory; expected one of {there}")
+    raise PyinfraError(f"{report.inventory()}: there is no such inventory; expected one of {there}")
 
 
 def last_word() -> None:

@@ -77,17 +77,15 @@ def call(
         *[QuoteString(word) for word in words],
     )
     ok, output = fleet.run(target, command, document, deadline + 60)
-    answer = last_object(output.stdout_lines, "ok")
+    answer, no = last_object(output.stdout_lines, "ok"), None
     if answer is None:
         what = f"`{' '.join(program)}` gave no answer"
         said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
         mend = "the same again, which ends what was begun"
         no = {"where": target.name, "what": what, "found": said, "next": mend}
-        answer = {"ok": False, "answered": False, "error": no}
-    if answer.get("ok") and not ok:
+    elif answer.get("ok") and not ok:
         no = {"where": target.name, "what": f"`{program[0]}` failed after its answer"}
-        answer = {"ok": False, "answered": False, "error": no}
-    return answer
+    return {"ok": False, "answered": False, "error": no} if answer is None or no else answer
 
 
 def service(target: Any, settings: Settings) -> dict[str, Any]:

@@ -183,7 +183,7 @@ class Leases:
         lines: list[str] = []
         try:
             stdin, stdout, stderr = target.connector.client.exec_command(words)
-            stdout.channel.settimeout(60)
+            stdout.channel.settimeout(UNANSWERED)
             while (line := stdout.readline()) and last_object([line], "ok") is None:  # a shell's start-up file may talk
                 lines.append(line.strip())
             answer = line or " ".join([*lines, stderr.read().decode("utf-8", "replace").strip()])[-300:]

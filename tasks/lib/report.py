@@ -59,29 +59,10 @@ FIELDS = (
         "verified",
         "since",
     ),
-    *(
-        "cosine",
-        "served_cosine",
-        "latency_ms",
-        "outbound_attempts",
-        "seconds",
-        "switch_seconds",
-        "versions",
-        "phases",
-        "container",
-    ),
+    *("cosine", "served_cosine", "latency_ms", "outbound_attempts", "seconds", "switch_seconds", "versions"),
+    *("phases", "container", "kept", "previous", "other_settings", "changes"),
     *("gpu", "disk_free_bytes", "lease", "freed_bytes", "docker_freed_bytes", "hashed_bytes", "repaired"),
-    *(
-        "kept",
-        "previous",
-        "other_settings",
-        "changes",
-        "loaded_bytes",
-        "bundle_bytes",
-        "bundle_parts",
-        "written_bytes",
-        "blob_count",
-    ),
+    *("loaded_bytes", "bundle_bytes", "bundle_parts", "written_bytes", "blob_count"),
 )
 # What this run knows about each host: the only memory that gates and report share.
 RESULTS: dict[str, dict[str, Any]] = {}
@@ -252,9 +233,16 @@ def dry() -> bool:
     return "--dry" in sys.argv
 
 
+def commands() -> list[str]:
+    """What this run is asked to do, of our own: deploy.py, tasks/….py."""
+    words = [os.path.relpath(word) for word in sys.argv[1:] if word.endswith(".py")]
+    return [word for word in words if word == "deploy.py" or word.startswith("tasks/")]
+
+
 def inventory() -> str:
     """The inventory as it was named on the command line, for the commands in messages."""
-    return next((word for word in sys.argv[1:] if word.endswith(".py")), "INVENTORY")
+    named = (word for word in sys.argv[1:] if word.endswith(".py") and os.path.relpath(word) not in commands())
+    return next(named, "INVENTORY")
 
 
 def pasteable(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,15 +26,20 @@ ROLLOUT = (
 
 # What says something to one command only, and goes unheard by the others.
 COMMANDS = {
-    **{"update": "tasks/lock.py", "accept_goldens_from": "tasks/lock.py", "release": "tasks/rollback.py"},
-    **{"lease": "tasks/unlock.py", "sample": "tasks/verify.py", "have": "tasks/bundle.py", "verify": "deploy.py"},
+    "update": "tasks/lock.py",
+    "accept_goldens_from": "tasks/lock.py",
+    "release": "tasks/rollback.py",
+    "lease": "tasks/unlock.py",
+    "sample": "tasks/verify.py",
+    "have": "tasks/bundle.py",
+    "verify": "deploy.py",
 }
 
 
 def refuse_data() -> None:
     """`--data` that this command would not hear, or that is meant for one host and would be every host's."""
     for key, value in inventory.get_override_data().items():
-        if key in COMMANDS and COMMANDS[key] not in map(os.path.relpath, filter(None, sys.argv)):
+        if key in COMMANDS and COMMANDS[key] not in report.commands():
             raise PyinfraError(f"--data {key} is for {COMMANDS[key]}, and says nothing here. Next: leave it out")
         if key in COMMANDS and value in ("", None):
             raise PyinfraError(f"--data {key} is empty; expected a value. Next: say it, or leave it out")

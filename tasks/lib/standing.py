@@ -63,8 +63,11 @@ def stale(seen: Seen, lock: Lock, settings: Settings, now: float) -> bool:
 def unproven(seen: Seen, settings: Settings, lock: Lock, override: str, now: float) -> bool:
     """Whether the release's bytes are to be hashed before it is activated, or as the host has lost its word of them.
 
-    What is active and was proven once is left to tasks/verify.py.
+    What is active and was proven once is left to tasks/verify.py. What is another file than was proven is hashed before
+    anything is linked to it.
     """
+    if seen["store"]["lost"].get(lock.id):
+        return True
     proven = bool((seen["store"]["states"].get(lock.id) or {}).get("verified"))
     return stale(seen, lock, settings, now) and not (proven and active(seen, settings, lock, override))
 
@@ -229,10 +232,10 @@ def changes(seen: Seen, settings: Settings, lock: Lock, override: str) -> str:
     current = seen["store"]["current"]
     if current != lock.id:
         return ""
-    was, becomes = confirmed(seen, current), override
-    before, after = (environment_of(text, settings.service) for text in (was, becomes))
+    was = confirmed(seen, current)
+    before, after = (environment_of(text, settings.service) for text in (was, override))
     odd = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-    found = [f"environment: {', '.join(odd)}"] if odd else ["other settings"] if was != becomes else []
+    found = [f"environment: {', '.join(odd)}"] if odd else ["other settings"] if was != override else []
     return "; ".join(found + drift(seen, settings)) or "its service is made anew"
 
 

@@ -348,10 +348,10 @@ def lost(root, blobs):
     try:
         for model in lock["models"] if lock["serve"].get("delivery") != "online" else []:
             top = os.path.join(root, "hub", "models--" + model["repo"].replace("/", "--"))
-            wanted = {os.path.join("snapshots", model["commit"], n): f["size"] for n, f in model["files"].items()}
-            proven = {os.path.join("snapshots", model["commit"], n): f["sha256"] for n, f in model["files"].items()}
-            for name, size in {**wanted, "refs/main": len(model["commit"])}.items():
-                path, blob = os.path.join(top, name), os.path.join(blobs, proven.get(name, "-"))
+            commit, files = model["commit"], model["files"].items()
+            wanted = {os.path.join("snapshots", commit, name): (f["size"], f["sha256"]) for name, f in files}
+            for name, (size, sha256) in {**wanted, "refs/main": (len(commit), "no blob's")}.items():
+                path, blob = os.path.join(top, name), os.path.join(blobs, sha256)
                 try:
                     whole = os.path.isfile(path) and os.path.getsize(path) == size
                     whole = whole and (not os.path.exists(blob) or os.path.samefile(path, blob))

@@ -85,9 +85,10 @@ def check(args, asked):
 
 def stays(args, asked):
     """The container that was confirmed serves on: the same, never restarted, with what it was given."""
-    if Records(args.store).current() != args.release:
-        found = str(Records(args.store).current())[:12]
-        raise Refused(args.store, "has another current release", args.release[:12], found, "tasks/status.py")
+    current = Records(args.store).current()
+    if current != args.release:
+        what = "has another current release"
+        raise Refused(args.store, what, args.release[:12], str(current)[:12], "tasks/status.py")
     service = Service(args.stack, args.override, args.project, args.service)
     there = {"Networks": dict.fromkeys(asked["networks"])}
     service.soak({"Id": asked["container"], "State": {"StartedAt": asked["started"]}, "NetworkSettings": there}, 0)
@@ -319,8 +320,8 @@ def revert(records, intent):
 
 def put_back(records, service, intent, within, anew):
     """The records, the override and the service as they were when the switch began; `anew`: its containers go first."""
-    stays = untouched(service, intent)
-    if anew and not stays:
+    alike = untouched(service, intent)
+    if anew and not alike:
         service.clear()  # first, as its logs may be what fills the disk
     if intent["from"] and records.current() != intent["from"]:
         write(os.path.join(records.store, "current"), f"{intent['from']}\n")
@@ -330,7 +331,7 @@ def put_back(records, service, intent, within, anew):
         remove(service.override)
     elif read(service.override) != read(records.before):
         write(service.override, read(records.before))
-    if stays:
+    if alike:
         service.without_loader()
     elif intent["was_running"]:
         was = service.container()

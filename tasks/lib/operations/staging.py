@@ -33,8 +33,7 @@ def stage(lock: Lock, settings: Settings, goldens: Any):
     golden = digest is not None
     text = compose.override(lock, settings, tool_path(settings), golden)
     whole = standing.staged(seen, lock, text, locks.signatures(settings, golden), digest)
-    # What is another file than was proven is hashed before anything is linked to it.
-    old = standing.unproven(seen, settings, lock, text, fleet.now()) or bool(seen["store"]["lost"].get(lock.id))
+    old = standing.unproven(seen, settings, lock, text, fleet.now())
     if whole and not old and not settings.verify and golden:
         about = seen["store"]["states"][lock.id]
         tell(host, about["smoke"])

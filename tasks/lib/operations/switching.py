@@ -58,12 +58,12 @@ def stay(settings: Settings):
         more = {"document": json.dumps(asked), "release": release, "deadline": 120}
         for _ in range(2):  # a connection may break once
             answer = call(host, "switch", "stays", **more, **service(host, settings))
-            if answer.get("answered", True):
+            if there := answer.get("answered", True):
                 break
         if answer.get("ok"):
             return True
-        why, there = say(answer.get("error") or {}), answer.get("answered", True)
-        fail(host, f"does not serve on as it was confirmed: {why}", "failed" if there else "unknown")
+        why = f"does not serve on as it was confirmed: {say(answer.get('error') or {})}"
+        fail(host, why, "failed" if there else "unknown")
         report.record(host.name, confirmed=False, fell=True, release=None, space="unknown", container=None)
         return False
 
@@ -74,9 +74,8 @@ def stay(settings: Settings):
 def withdraw(settings: Settings, hosts: list[str]):
     """This host, which was switched in this run, goes back to what it served before: too many failed, or it fell itself."""
     failed, known = sorted(fleet.failed()), report.RESULTS[host.name]
-    meant = not known.get("taken_back") and known.get("switched")
-    meant = meant and (known.get("fell") or (len(failed) > settings.max_failed_hosts and host.name in hosts))
-    if not meant:
+    meant = known.get("fell") or (len(failed) > settings.max_failed_hosts and host.name in hosts)
+    if not meant or not known.get("switched") or known.get("taken_back"):
         host.noop("nothing to withdraw")
         return
     why = f"withdrawn: {known['why'] if known.get('fell') else ', '.join(failed) + ' failed'}"
