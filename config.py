@@ -11,7 +11,7 @@ from pathlib import Path
 from pyinfra import state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import report
+from tasks.control.reporting import recorder as report
 
 logging.getLogger("pyinfra").addHandler(report.Unreached())
 
@@ -24,10 +24,11 @@ if commands and not Path(report.inventory()).is_file():
 
 
 def last_word() -> None:
-    silent = commands and "tasks.lib.run" not in sys.modules  # pyinfra ended before it read the command
+    silent = commands and "tasks.control.run" not in sys.modules  # pyinfra ended before it read the command
     bad = bool(report.FAILED)
     if silent and report.UNREACHED:
-        from tasks.lib import run, table
+        from tasks.control import run
+        from tasks.control.reporting import table
 
         run.leave_out()
         bad = not report.Report(state, run.roles(), None, table.DEPLOY).write()

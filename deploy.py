@@ -7,21 +7,22 @@ lock → fetch → prove → stage (push, admit, smoke) → activate. Gates betw
 
 from pyinfra import host, state
 
-from tasks.lib import fleet, report, run
-from tasks.lib.locks import Goldens, check_signed, read_lock
-from tasks.lib.operations.checking import preflight
-from tasks.lib.operations.fetching import fetch, prove
-from tasks.lib.operations.leasing import lease
-from tasks.lib.operations.staging import stage
-from tasks.lib.operations.switching import activate, stay, withdraw
-from tasks.lib.release import costs
+from tasks.control import run
+from tasks.control import ssh as fleet
+from tasks.control.lockfile import Goldens, check_signed, read_lock
+from tasks.control.operations.checking import preflight
+from tasks.control.operations.fetching import fetch, prove
+from tasks.control.operations.leasing import lease
+from tasks.control.operations.staging import stage
+from tasks.control.operations.switching import activate, stay, withdraw
+from tasks.control.reporting import recorder as report
 
 settings = run.open_run()
 lock = run.refuse(read_lock, settings, report.inventory())
 run.refuse(check_signed, settings, lock)
 goldens = Goldens(settings)
 plan = run.plan(settings.waves)
-report.install(state, run.roles(), lock.id, plan=lambda: plan, costs=costs(lock))
+report.install(state, run.roles(), lock.id, plan=lambda: plan, costs=lock.costs())
 
 bastion = fleet.bastion().name
 gpus = run.in_service()

@@ -10,11 +10,15 @@ Fetches and proves what the bastion lacks, then writes to `bundle` there: blobs,
 from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import fitness, locks, report, run, table
-from tasks.lib.operations import bundling
-from tasks.lib.operations.checking import preflight
-from tasks.lib.operations.fetching import fetch, prove
-from tasks.lib.release import blobs, missing
+from tasks.control import lockfile as locks
+from tasks.control import preflight as fitness
+from tasks.control import run
+from tasks.control.operations import bundling
+from tasks.control.operations.checking import preflight
+from tasks.control.operations.fetching import fetch, prove
+from tasks.control.reporting import recorder as report
+from tasks.control.reporting import table
+from tasks.shared.blobs import missing_blobs
 
 settings = run.open_run()
 if not settings.bundle:
@@ -29,7 +33,7 @@ report.install(state, {bastion: "bastion"}, lock.id, table.BUNDLE)
 
 if host.name == bastion:
     problems = run.look(lock)
-    problems += fitness.unwritable(report.RESULTS[bastion]["seen"], settings, missing(blobs(lock), have), extra)
+    problems += fitness.unwritable(report.RESULTS[bastion]["seen"], settings, missing_blobs(lock.blobs(), have), extra)
     preflight(name="Preflight", problems=problems)
     fetch(name="Fetch", lock=lock, settings=settings)
     prove(name="Prove", lock=lock, settings=settings, goldens=goldens)

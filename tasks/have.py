@@ -7,8 +7,10 @@ blob that only some GPU host has could not be pushed from there, so it comes aga
 
 from pyinfra import host, state
 
-from tasks.lib import report, run, table
-from tasks.lib.operations.bundling import have
+from tasks.control import run
+from tasks.control.operations.bundling import have
+from tasks.control.reporting import recorder as report
+from tasks.control.reporting import table
 
 settings = run.open_run()
 bastion = run.bastion_alone()

@@ -8,8 +8,10 @@
 from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import locks, report, run
-from tasks.lib.operations import checking, locking
+from tasks.control import lockfile as locks
+from tasks.control import run
+from tasks.control.operations import checking, locking
+from tasks.control.reporting import recorder as report
 
 settings = run.open_run()
 if settings.source == "bundle" and not settings.accept_goldens_from:

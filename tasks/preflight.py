@@ -2,8 +2,11 @@
 
 from pyinfra import host, state
 
-from tasks.lib import fleet, locks, report, run
-from tasks.lib.operations.checking import preflight
+from tasks.control import lockfile as locks
+from tasks.control import run
+from tasks.control import ssh as fleet
+from tasks.control.operations.checking import preflight
+from tasks.control.reporting import recorder as report
 
 settings = run.open_run()
 lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None

@@ -7,9 +7,13 @@
 from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import fleet, locks, report, run, table
-from tasks.lib.operations import leasing
-from tasks.lib.operations.keeping import prune
+from tasks.control import lockfile as locks
+from tasks.control import run
+from tasks.control import ssh as fleet
+from tasks.control.operations import leasing
+from tasks.control.operations.keeping import prune
+from tasks.control.reporting import recorder as report
+from tasks.control.reporting import table
 
 settings = run.open_run()
 lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None

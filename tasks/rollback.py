@@ -7,9 +7,11 @@ Needs neither the bastion nor the Hub. First every host proves that its target i
 
 from pyinfra import host, state
 
-from tasks.lib import fleet, report, run
-from tasks.lib.operations.leasing import lease
-from tasks.lib.operations.switching import check_target, one_target, roll_back, stay
+from tasks.control import run
+from tasks.control import ssh as fleet
+from tasks.control.operations.leasing import lease
+from tasks.control.operations.switching import check_target, one_target, roll_back, stay
+from tasks.control.reporting import recorder as report
 
 settings = run.open_run(bastion=False)
 plan = run.plan(settings.rollback_waves, own=False)

@@ -5,8 +5,11 @@ The same as JSON in reports/last.json. Exit code 1 on drift, and on a fleet that
 
 from pyinfra import host, state
 
-from tasks.lib import locks, report, run, table
-from tasks.lib.operations.checking import status
+from tasks.control import lockfile as locks
+from tasks.control import run
+from tasks.control.operations.checking import status
+from tasks.control.reporting import recorder as report
+from tasks.control.reporting import table
 
 settings = run.open_run(bastion=False)
 lock = locks.locked(settings)

@@ -6,8 +6,10 @@ A lease ends with its rollout, whatever becomes of it; this is for one that hang
 from pyinfra import host, state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.lib import report, run, table
-from tasks.lib.operations.leasing import unlock
+from tasks.control import run
+from tasks.control.operations.leasing import unlock
+from tasks.control.reporting import recorder as report
+from tasks.control.reporting import table
 
 settings = run.open_run(bastion=False)
 if not settings.lease:

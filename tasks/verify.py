@@ -5,8 +5,10 @@
 
 from pyinfra import host, state
 
-from tasks.lib import report, run, table
-from tasks.lib.operations.checking import verify
+from tasks.control import run
+from tasks.control.operations.checking import verify
+from tasks.control.reporting import recorder as report
+from tasks.control.reporting import table
 
 settings = run.open_run(bastion=False)
 report.install(state, run.gpus(), None, table.VERIFY)

@@ -1,27 +1,27 @@
-"""The tool on a remote machine is one zip of these programs and release.py: `python3 tool.pyz PROGRAM ARGS…`."""
+"""The tool on a remote machine is one zip of these programs and tasks/shared: `python3 tool.pyz PROGRAM ARGS…`."""
 
 import importlib
 import sys
 
-PROGRAMS = (
-    "bundle",
-    "bytecode",
-    "engine",
-    "fetch",
-    "lease",
-    "online",
-    "prune",
-    "push",
-    "setup",
-    "signed",
-    "smoke",
-    "store",
-    "switch",
-    "wheels",
-)
+PROGRAMS = {
+    "bundle": "bastion.bundle",
+    "fetch": "bastion.fetch",
+    "push": "bastion.push",
+    "wheels": "bastion.wheels",
+    "online": "container.online",
+    "smoke": "container.smoke",
+    "bytecode": "host.bytecode",
+    "engine": "host.engine",
+    "lease": "host.lease",
+    "prune": "host.prune",
+    "setup": "host.setup",
+    "signed": "host.signed",
+    "store": "host.store",
+    "switch": "host.switch",
+}
 
 if __name__ == "__main__":
     program = sys.argv[1] if len(sys.argv) > 1 else ""
     if program not in PROGRAMS:
-        sys.exit(f"usage: {sys.argv[0]} {'|'.join(PROGRAMS)} …")
-    sys.exit(importlib.import_module(program).main(sys.argv[2:]))
+        sys.exit(f"usage: {sys.argv[0]} {'|'.join(sorted(PROGRAMS))} …")
+    sys.exit(importlib.import_module(f"tasks.remote.{PROGRAMS[program]}").main(sys.argv[2:]))

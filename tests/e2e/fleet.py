@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.lib import release
+from tasks.shared.lock import parse_lock
 from tests.e2e.conftest import BASTION, ROOT, Run, command, hub, on, pyinfra
 from tests.e2e.service import Service
 from tests.lab import lab
@@ -85,14 +85,14 @@ _order: dict[str, dict[str, str]] = {}
 
 def settle(version: str = "") -> Settled:
     """Every host on a version, else on that of the two which most of them have; a fleet that looks as it did then is left alone."""
-    ids = {release.parse(_git[name][LOCK]).id: name for name in TWO if name in _git}
+    ids = {parse_lock(_git[name][LOCK]).id: name for name in TWO if name in _git}
     here = Counter(ids.get(current(name), TWO[0]) for name in HOSTS)
     version = version or here.most_common(1)[0][0]
     lock_version(version)
     if _order.get(version) != {name: looks(name) for name in HOSTS}:
         deploy(version, "--data", 'waves=["100%"]')
         _order[version] = {name: looks(name) for name in HOSTS}
-    wanted = release.parse(LOCK.read_text()).id
+    wanted = parse_lock(LOCK.read_text()).id
     assert {current(name) for name in HOSTS} == {wanted}
     return Settled(version, wanted, next(name for name in TWO if name != version))
 

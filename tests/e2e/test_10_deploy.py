@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tasks.lib import release
+from tasks.shared.lock import parse_lock
+from tasks.shared.spaces import embedding_space
 from tests.e2e.conftest import (
     BASTION,
     GPU1,
@@ -30,7 +31,7 @@ POISON = "hf_good_poison_4f1e"
 
 
 def total() -> int:
-    return sum(release.blobs(release.parse(LOCK.read_text())).values())
+    return sum(parse_lock(LOCK.read_text()).blobs().values())
 
 
 def sent() -> int:
@@ -104,7 +105,7 @@ def test_a_killed_push_goes_on_where_it_was(machines):
     run = pyinfra("deploy.py", HF_TOKEN=POISON)
     assert run.code == 0, run.said[-3000:]
     assert run.report["verdict"] == "ok"
-    space = release.space(release.parse(LOCK.read_text()))
+    space = embedding_space(parse_lock(LOCK.read_text()))
     for name in (GPU1, GPU2):
         row = run.host(name)
         assert row["space"] == space and row["since"] and {"torch", "transformers"} <= set(row["versions"])

@@ -84,7 +84,8 @@ def in_image(script: str, *mounts: str) -> str:
 
 COUNT = """
 import sys; sys.path.insert(0, "/tool.pyz")
-import smoke, socket
+import socket
+from tasks.remote.container import smoke
 counter = smoke.Outbound()
 {attempt}
 print(counter.count()[0], counter.count()[1])
@@ -100,7 +101,7 @@ def test_the_outbound_counter_sees_a_planted_attempt(deployed):
 
 SMOKE = """
 import sys; sys.path.insert(0, "/tool.pyz")
-import smoke
+from tasks.remote.container import smoke
 {change}
 sys.exit(smoke.main(["--lock", "/models/hf/lock.json", "--device", "cpu"]))
 """
@@ -140,7 +141,7 @@ models.ColPali.from_pretrained = classmethod(dropped)
 
 
 def test_smoke_sees_the_network_used(deployed):
-    change = "import socket, threading\nimport colpali\nreal = colpali.pages\ndef leak():\n    try: socket.getaddrinfo('huggingface.co', 443)\n    except OSError: pass\n    return real()\ncolpali.pages = leak"
+    change = "import socket, threading\nfrom tasks.remote.container import colpali\nreal = colpali.pages\ndef leak():\n    try: socket.getaddrinfo('huggingface.co', 443)\n    except OSError: pass\n    return real()\ncolpali.pages = leak"
     answer = smoke_in_image(change)
     assert failing(answer) == {"no outbound attempt"} and "huggingface.co" in str(answer["checks"])
 

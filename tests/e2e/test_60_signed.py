@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lib.release import SIGNERS
+from tasks.shared.signatures import SIGNERS
 from tests.e2e import fleet as four
 from tests.e2e.conftest import BASTION, Run, hub, on
 from tests.e2e.fleet import CANARY, GOLDENS, LOCK, REPO, STORE, container, current, journal, looks, refs, weights

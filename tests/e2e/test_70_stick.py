@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.lib import release
+from tasks.shared.blobs import missing_blobs
+from tasks.shared.lock import Lock, parse_lock
 from tests.e2e.conftest import BASTION, ROOT, hub, on, pyinfra
 from tests.e2e.fleet import LOCK, committed, fleet, lock_version
 from tests.lab import lab
@@ -53,8 +54,8 @@ def written(*words: str) -> dict:
     return json.loads(on(BASTION, f"cat {STICK}/bundle.json"))
 
 
-def locked(path: Path = LOCK) -> release.Lock:
-    return release.parse(path.read_text())
+def locked(path: Path = LOCK) -> Lock:
+    return parse_lock(path.read_text())
 
 
 def carried(about: dict) -> set[str]:
@@ -109,7 +110,7 @@ def test_dry_says_whether_it_fits_and_writes_nothing(stick):
 
 
 def test_the_bundle_holds_the_lock_and_no_more_in_parts(stick):
-    assert carried(stick) == set(release.blobs(locked())) and stick["without"] == {}
+    assert carried(stick) == set(locked().blobs()) and stick["without"] == {}
     assert any(part["name"].endswith(".001") for part in stick["parts"]), "a layer is larger than a part"
     assert max(part["size"] for part in stick["parts"]) <= 20_000_000
     assert on(BASTION, f"cd {STICK} && sha256sum -c --quiet SHA256SUMS && find . -type l").strip() == ""
@@ -120,7 +121,7 @@ def test_the_bundle_holds_the_lock_and_no_more_in_parts(stick):
 
 def test_the_release_goes_active_with_hub_and_bastion_away(arrived):
     assert arrived.host(HOST)["state"] == "active" and arrived.host(HOST)["outbound_attempts"] == 0
-    assert arrived.host(FAR)["moved_bytes"] == sum(release.blobs(locked(FAR_LOCK)).values())
+    assert arrived.host(FAR)["moved_bytes"] == sum(locked(FAR_LOCK).blobs().values())
     assert on(HOST, f"cat {STORE}/current").strip() == locked(FAR_LOCK).id == locked().id
     assert serves() and on(FAR, f"ls -d {STORE}/venv-* 2>/dev/null || true").strip() == "", "no pip was needed"
 
@@ -149,7 +150,7 @@ PIP_CONFIG_FILE=/dev/null /tmp/control/venv/bin/pip install --quiet --no-index -
 cd /tmp/control/hf-offline
 /tmp/control/venv/bin/pyinfra --version
 /tmp/control/venv/bin/python -m tasks.lib.settings | head -1
-/tmp/control/venv/bin/python -c "import tasks.lib.page, tasks.lib.run"
+/tmp/control/venv/bin/python -c "import tasks.control.reporting.page, tasks.control.run"
 """
 
 
@@ -163,14 +164,14 @@ def test_the_tool_and_its_wheels_install_where_there_is_no_index(arrived):
 def test_version_2_brings_only_what_the_far_side_lacks(arrived):
     assert far("tasks/have.py").code == 0
     have = json.loads(HAVE.read_text())
-    assert have["blobs"] == release.blobs(locked(FAR_LOCK))
+    assert have["blobs"] == locked(FAR_LOCK).blobs()
     old = serves()
     lock_version("v2")
     about = written("--data", "have=reports/have.json")
     committed("v2")
-    differs = release.missing(release.blobs(locked()), have["blobs"])
+    differs = missing_blobs(locked().blobs(), have["blobs"])
     assert carried(about) == set(differs) and 0 < len(differs) < len(have["blobs"])
-    assert set(about["without"]) == set(release.blobs(locked())) - set(differs)
+    assert set(about["without"]) == set(locked().blobs()) - set(differs)
     on(BASTION, f"cd {STICK} && sha256sum -c --quiet SHA256SUMS")
     carry()
 
@@ -194,7 +195,7 @@ def test_version_2_brings_only_what_the_far_side_lacks(arrived):
 
 def test_a_stick_of_another_release_changes_nothing(arrived):
     good, before = FAR_LOCK.read_text(), container()
-    on(FAR, f"rm -f {STORE}/blobs/{min(release.blobs(locked(FAR_LOCK)))}")  # the store must need something
+    on(FAR, f"rm -f {STORE}/blobs/{min(locked(FAR_LOCK).blobs())}")  # the store must need something
     other = json.loads(on(FAR, f"cat {STICK}/bundle.json")) | {"release": "f" * 64}
     on(FAR, f"cp {STICK}/bundle.json /tmp/bundle.json; cat > {STICK}/bundle.json <<'EOS'\n{json.dumps(other)}\nEOS")
     run = far("deploy.py")

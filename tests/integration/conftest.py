@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-import release
 
-from tasks.lib.calls import tool
+from tasks.control.tool import tool
+from tasks.shared.lock import parse_lock
 from tests.lab import hub as stand_in
 from tests.lab.hub_repo import commit
 from tests.unit.conftest import DOCUMENT, file
@@ -79,7 +79,7 @@ def document(contents):
 
 @pytest.fixture
 def lock(document):
-    return release.parse(json.dumps(document))
+    return parse_lock(json.dumps(document))
 
 
 @pytest.fixture

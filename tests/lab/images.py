@@ -118,6 +118,6 @@ def pip_settings() -> str:
 
 def all_images() -> None:
     base()
-    build(HOST, HERE / "host", ROOT / "tasks/remote/requirements.txt", ROOT / "requirements.txt")
+    build(HOST, HERE / "host", ROOT / "tasks/remote/bastion/requirements.txt", ROOT / "requirements.txt")
     build(BACKEND, HERE / "backend")
     build(LIGHT, HERE / "light")

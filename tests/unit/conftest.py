@@ -6,7 +6,8 @@ import copy
 
 import pytest
 
-from tasks.lib import release
+from tasks.shared.lock import lock_text, parse_lock
+from tasks.shared.names import git_sha1
 
 ADAPTER, BASE = "docai/colpali-tiny", "docai/colpaligemma-tiny-base"
 
@@ -16,7 +17,7 @@ def file(text: str, lfs: bool = False, size: int | None = None) -> dict:
     import hashlib
 
     sha = hashlib.sha256(data).hexdigest()
-    return {"size": len(data) if size is None else size, "sha256": sha, "etag": sha if lfs else release.git_sha1(data)}
+    return {"size": len(data) if size is None else size, "sha256": sha, "etag": sha if lfs else git_sha1(data)}
 
 
 def digest(text: str) -> str:
@@ -71,7 +72,7 @@ def document() -> dict:
 
 @pytest.fixture
 def lock(document):
-    return release.parse(release.write(document))
+    return parse_lock(lock_text(document))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The rooms of the design: what each file may import, read from its syntax tree."""
+"""The rooms of docs/architecture.md: what each file may import, read from its syntax tree. Every file of tasks/ has a room."""
 
 from __future__ import annotations
 
@@ -10,85 +10,103 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STANDARD = set(sys.stdlib_module_names)
-LIB = "tasks.lib."
-# What an operation may know: everything of ours but the story itself.
-OPERATIONS = (
-    {"operations"}
-    | {path.stem for path in (ROOT / "tasks/lib").glob("*.py")}
-    | {f"operations.{path.stem}" for path in (ROOT / "tasks/lib/operations").glob("*.py")}
-)
-# room -> (libraries, our own modules) that its files may import, beside the standard library
-ROOMS = {
-    "tasks/lib/release.py": (set(), set()),
-    "tasks/lib/waves.py": (set(), set()),
-    "tasks/lib/settings.py": ({"pydantic"}, {"release"}),
-    "tasks/lib/compose.py": ({"yaml"}, {"release", "settings"}),
-    "tasks/lib/fitness.py": (set(), {"release", "settings", "compose"}),
-    "tasks/lib/facts.py": ({"pyinfra"}, {"release"}),
-    "tasks/lib/locks.py": (set(), {"release", "settings"}),
-    "tasks/lib/report.py": ({"pyinfra", "rich"}, {"page", "table"}),
-    "tasks/lib/table.py": ({"rich"}, {"fitness"}),
-    "tasks/lib/page.py": ({"jinja2", "matplotlib"}, {"fitness"}),
-    "tasks/lib/display.py": ({"gevent", "rich"}, {"fitness"}),
-    "tasks/lib/calls.py": ({"pyinfra", "gevent"}, {"release", "settings", "fleet", "report"}),
-    **{
-        f"tasks/lib/operations/{path.name}": ({"pyinfra", "gevent"}, OPERATIONS)
-        for path in sorted((ROOT / "tasks/lib/operations").glob("*.py"))
-    },
-    "tasks/lib/fleet.py": ({"pyinfra", "gevent", "paramiko"}, {"release", "settings", "facts", "report"}),
+# A file's room is the longest prefix of its path. room: (libraries, our own modules or packages) that it may import.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    # decides about releases, names, paths
+    "tasks/shared/": (set(), {"tasks.shared"}),
+    # decides about hosts
+    "tasks/control/waves.py": (set(), set()),
+    "tasks/control/settings.py": ({"pydantic"}, {"tasks.shared"}),
+    "tasks/control/compose.py": ({"yaml"}, {"tasks.shared", "tasks.control.settings"}),
+    "tasks/control/preflight.py": (set(), {"tasks.shared", "tasks.control.settings"}),
+    "tasks/control/drift.py": (
+        set(),
+        {"tasks.shared", "tasks.control.settings", "tasks.control.compose", "tasks.control.preflight"},
+    ),
+    # the files in git
+    "tasks/control/lockfile.py": (set(), {"tasks.shared", "tasks.control.settings"}),
+    # more than one host, and how a host is reached
+    "tasks/control/": ({"pyinfra", "gevent", "paramiko"}, {"tasks.shared", "tasks.control"}),
+    "tasks/control/operations/": ({"pyinfra", "gevent"}, {"tasks.shared", "tasks.control"}),
+    "tasks/control/reporting/recorder.py": ({"pyinfra", "rich"}, {"tasks.control.reporting"}),
+    "tasks/control/reporting/table.py": ({"rich"}, {"tasks.control.preflight"}),
+    "tasks/control/reporting/page.py": ({"jinja2", "matplotlib"}, {"tasks.control.preflight"}),
+    "tasks/control/reporting/progress.py": ({"gevent", "rich"}, {"tasks.control.preflight"}),
+    # runs on another machine
+    "tasks/remote/inspect.py": (set(), set()),
+    "tasks/remote/__main__.py": (set(), {"tasks.remote"}),
+    "tasks/remote/common/": (set(), {"tasks.shared", "tasks.remote.common"}),
+    "tasks/remote/host/": (set(), {"tasks.shared", "tasks.remote.common", "tasks.remote.host"}),
+    "tasks/remote/bastion/": (
+        {"huggingface_hub", "tenacity", "packaging"},
+        {"tasks.shared", "tasks.remote.common", "tasks.remote.bastion"},
+    ),
+    "tasks/remote/container/": (
+        {"huggingface_hub", "torch", "PIL", "numpy", "colpali_engine", "transformers"},
+        # probe: cosines without numpy. fetch: a download of one file
+        {
+            "tasks.shared",
+            "tasks.remote.common",
+            "tasks.remote.container",
+            "tasks.remote.host.probe",
+            "tasks.remote.bastion.fetch",
+        },
+    ),
+    # orders steps
+    "tasks/": ({"pyinfra"}, {"tasks.control", "tasks.shared"}),
+    "deploy.py": ({"pyinfra"}, {"tasks.control", "tasks.shared"}),
+    "config.py": ({"pyinfra"}, {"tasks.control"}),
 }
-# The remote programs run where nothing of ours is installed: the standard library, release.py and what is shipped with
-# it, as of Python 3.9. look.py goes as text before anything is there, so it imports nothing of ours at all.
-SHIPPED = {"release"} | {path.stem for path in (ROOT / "tasks/remote").glob("*.py")} - {"look", "__main__"}
-REMOTE = {
-    "wheels.py": {"packaging"},
-    "fetch.py": {"huggingface_hub", "tenacity"},
-    "colpali.py": {"huggingface_hub", "torch", "PIL", "numpy"},
-    "families.py": {"colpali_engine", "transformers"},
-}
-PURE = (
-    "tasks/lib/release.py",
-    "tasks/lib/waves.py",
-    "tasks/lib/settings.py",
-    "tasks/lib/compose.py",
-    "tasks/lib/fitness.py",
-    "tasks/lib/standing.py",
+FILES = sorted(
+    str(path.relative_to(ROOT)) for path in [*(ROOT / "tasks").rglob("*.py"), ROOT / "deploy.py", ROOT / "config.py"]
 )
+ELSEWHERE = [name for name in FILES if name.startswith(("tasks/shared/", "tasks/remote/"))]
+PURE = [
+    *(name for name in FILES if name.startswith("tasks/shared/")),
+    "tasks/control/waves.py",
+    "tasks/control/settings.py",
+    "tasks/control/compose.py",
+    "tasks/control/preflight.py",
+    "tasks/control/drift.py",
+]
+
+
+def room(name: str) -> str:
+    return max((prefix for prefix in ROOMS if name.startswith(prefix)), key=len)
 
 
 def imports(path: Path) -> set[str]:
+    """Every module that a file imports; of `from tasks.x import name`, tasks.x.name where that is a module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = node.module in ("tasks.lib", "tasks")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if inside else {node.module}
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                inside = ROOT / full.replace(".", "/")
+                found.add(full if inside.is_dir() or inside.with_suffix(".py").is_file() else node.module)
     return found - {"__future__"}
 
 
 def strangers(path: Path, libraries: set[str], ours: set[str]) -> set[str]:
+    """What a file imports beside the standard library, these libraries, and these modules and packages of ours."""
     allowed = STANDARD | libraries
-    own = {LIB + name for name in ours} | {LIB.rstrip(".")}
-    return {name for name in imports(path) if name.split(".")[0] not in allowed and name not in own}
+    return {
+        name
+        for name in imports(path)
+        if name.split(".")[0] not in allowed and not any(f"{name}.".startswith(f"{own}.") for own in ours)
+    }
 
 
-@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("name", FILES)
 def test_each_file_imports_what_its_room_may(name):
-    assert strangers(ROOT / name, *ROOMS[name]) == set()
+    assert strangers(ROOT / name, *ROOMS[room(name)]) == set()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tasks/remote").glob("*.py")), ids=lambda path: path.name)
-def test_remote_programs_need_nothing_but_what_is_shipped_with_them(path):
-    ours = set() if path.name == "look.py" else SHIPPED
-    assert strangers(path, REMOTE.get(path.name, set()) | ours, set()) == set()
-
-
-@pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "tasks/remote").glob("*.py")), ROOT / "tasks/lib/release.py"], ids=lambda path: path.name
-)
-def test_what_runs_elsewhere_is_python_3_9(path):
-    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_runs_elsewhere_is_python_3_9(name):
+    ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 9))
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -107,5 +125,5 @@ def test_values_hold_no_logic():
 
 def test_the_rooms_check_sees_a_stranger(tmp_path):
     planted = tmp_path / "planted.py"
-    planted.write_text("import pyinfra\nfrom tasks.lib import fleet\nimport os\n")
-    assert strangers(planted, set(), set()) == {"pyinfra", "tasks.lib.fleet"}
+    planted.write_text("import pyinfra\nfrom tasks.control import ssh\nfrom tasks.shared import lock\nimport os\n")
+    assert strangers(planted, set(), {"tasks.shared"}) == {"pyinfra", "tasks.control.ssh"}

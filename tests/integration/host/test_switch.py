@@ -1,0 +1,352 @@
+"""A switch whose disk fills up, whose program is killed, whose service dies while nobody looks."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tasks.remote.common import files
+from tasks.remote.host import lease, records, service, switch
+from tasks.shared.errors import Refused
+
+pytestmark = pytest.mark.integration
+
+
+class Stub:
+    """A service without an engine: what is up is what its override said."""
+
+    def __init__(self, stack, override, project, name):
+        self.stack, self.project, self.name, self.override = stack, project, name, os.path.join(stack, override)
+
+    up_now: dict | None = None
+
+    def container(self):
+        return Stub.up_now
+
+    def containers(self):
+        return [Stub.up_now["Id"]] if Stub.up_now else []
+
+    def up(self, within, recreate=False):
+        text = switch.read(self.override)
+        Stub.up_now = {"Id": f"c {text}", "text": text, "State": {"Status": "running", "StartedAt": "then"}}
+
+    def wait_healthy(self, within, was=None):
+        return Stub.up_now
+
+    def clear(self, name=None):
+        Stub.up_now = None
+
+    def done(self, *words):
+        Stub.up_now = {**Stub.up_now, "State": {"Status": "exited"}} if words[0] == "stop" else None
+
+    def logs(self, size=0):
+        return ""
+
+    def check_inside(self, *words):
+        pass
+
+    soak = without_loader = check_inside
+
+
+@pytest.fixture
+def machine(store, monkeypatch):
+    """A host that serves `one`, and may be switched to `two`: machine(**answers to --) -> the outcome of `activate`."""
+    stack = store / "stack"
+    stack.mkdir()
+    for name in ("one", "two"):
+        for folder in ("state", "releases"):
+            (store / folder / name).mkdir(parents=True, exist_ok=True)
+        (store / "releases" / name / "lock.json").write_text("{}")
+        (store / "state" / name / "compose.override.yaml").write_text(f"{switch.MARKER}; {name}")
+    (stack / "o.yml").write_text(f"{switch.MARKER}; one")
+    (store / "current").write_text("one\n")
+    (store / "previous").write_text("zero\n")
+    monkeypatch.setattr(switch, "Service", Stub)
+    monkeypatch.setattr(switch, "check_before", lambda *words: None)
+    monkeypatch.setattr(switch, "deaf", lambda: None)
+    monkeypatch.setattr(switch, "engine_answers", lambda: True)
+    monkeypatch.setattr(switch.signed, "check", lambda *words: None)
+    Stub(str(stack), "o.yml", "p", "s").up(1)
+
+    def activate(ask=None, **more):
+        given = {"store": str(store), "release": "two", "stack": str(stack), "override": "o.yml", "project": "p"}
+        given |= {"service": "s", "within": 1.0, "soak": 0.0, "confirm": 5.0, "recreate": False, "previous": ""}
+        args = argparse.Namespace(**{**given, "signers": "/none", "lease": "", **more})
+        confirmed = lambda answer: (store / "state/confirmation").write_text(answer["token"])  # noqa: E731
+        return switch.activate(args, ask or {}, confirmed)
+
+    yield activate
+    Stub.up_now = None
+
+
+def full(monkeypatch, *names):
+    """No space for files of these names."""
+    real = switch.write
+
+    def write(path, text, *more):
+        if os.path.basename(path) in names:
+            raise OSError(28, "No space left on device", path)
+        real(path, text, *more)
+
+    monkeypatch.setattr(switch, "write", write)
+    return lambda: monkeypatch.setattr(switch, "write", real)
+
+
+def records_of(store):
+    return [(store / name).read_text().strip() for name in ("current", "previous", "stack/o.yml")]
+
+
+def test_a_good_switch_leaves_the_old_release_as_previous(store, machine):
+    assert machine()["state"] == "active"
+    assert records_of(store) == ["two", "one", f"{switch.MARKER}; two"] and not (store / "state/pending").exists()
+
+
+@pytest.mark.parametrize("name", ["current", "previous", "compose.confirmed.yaml"])
+def test_a_disk_that_fills_up_after_the_confirmation_turns_nothing_back(store, machine, monkeypatch, name):
+    space = full(monkeypatch, name)
+    with pytest.raises(OSError, match="No space"):
+        machine()
+    assert Stub.up_now["text"].endswith("two"), "the service was not touched"
+    assert json.loads((store / "state/pending").read_text())["confirmed"]
+    space()
+    assert switch.recover(records.Records(str(store))) == "active"
+    assert records_of(store) == ["two", "one", f"{switch.MARKER}; two"]
+
+
+def test_a_disk_that_is_full_before_the_confirmation_leaves_all_as_it_was(store, machine, monkeypatch):
+    monkeypatch.setattr(switch, "await_confirmation", lambda *words: full(monkeypatch, "pending"))
+    assert machine()["state"] == "withdrawn"
+    assert records_of(store) == ["one", "zero", f"{switch.MARKER}; one"] and Stub.up_now["text"].endswith("one")
+
+
+@pytest.mark.parametrize(
+    "name", ["previous", "state/outcome", "state/confirmation", "state/one/compose.confirmed.yaml"]
+)
+def test_a_directory_in_a_records_place_is_refused_before_anything_is_touched(store, name):
+    with pytest.raises(Refused, match="is not built"):
+        switch.check_before(records.Records(str(store)), None, "one", "")
+    (store / name).mkdir()
+    with pytest.raises(Refused, match=f"{name} is not a file|{name}: is not a file"):
+        switch.check_before(records.Records(str(store)), None, "one", "")
+
+
+def test_what_was_confirmed_stays_until_it_restarts_or_the_record_is_anothers(store, machine, monkeypatch):
+    monkeypatch.setattr(Stub, "soak", service.Service.soak)
+    answer = machine()
+    args = argparse.Namespace(store=str(store), release="two", stack="", override="", project="p", service="s")
+    asked = {"container": answer["container"], "started": answer["started"], "networks": ["n"], "expect_env": {}}
+    with pytest.raises(Refused, match="was cut off; expected its networks n, found without n"):
+        switch.stays(args, asked)
+    Stub.up_now["NetworkSettings"] = {"Networks": {"n": {}}}
+    assert switch.stays(args, asked) == {}
+    with pytest.raises(Refused, match="has another current release"):
+        switch.stays(argparse.Namespace(**{**vars(args), "release": "one"}), asked)
+    Stub.up_now["State"]["StartedAt"] = "later"
+    with pytest.raises(
+        Refused, match=r"did not stay up; expected the one that started then, found one that started later, running"
+    ):
+        switch.stays(args, asked)
+
+
+def test_what_fails_after_the_confirmation_is_told_to_who_waits_for_it(store, machine, monkeypatch):
+    def fails(args, ask, tell):
+        tell({"token": "7"})
+        raise OSError(28, "No space left on device", "/x/current")
+
+    monkeypatch.setattr(switch, "activate", fails)
+    args = argparse.Namespace(store=str(store), confirm=1, within=5.0, token="7")
+    pipe = os.open(os.devnull, os.O_WRONLY)
+    switch.background(args, {}, pipe)
+    answer = switch.confirmed(args)
+    assert answer["state"] == "unknown" and answer["error"]["where"] == "/x/current"
+    assert answer["error"]["next"].startswith("tasks/prune.py, or free some space")
+    with pytest.raises(Refused, match="has no activation that waits"):
+        switch.confirmed(argparse.Namespace(**{**vars(args), "token": "8"}))
+
+
+def test_a_revert_that_fails_is_frozen_even_where_nothing_can_be_written_of_it(store, machine, monkeypatch):
+    def sick(self, *words):
+        full(monkeypatch, "o.yml", "frozen")
+        raise Refused("s", "is unhealthy")
+
+    monkeypatch.setattr(Stub, "check_inside", sick)
+    answer = machine()
+    assert answer["state"] == "frozen" and "is unhealthy" in answer["error"]["what"]
+    assert (store / "state/pending").exists() and Stub.up_now is None, "what ran may be what fills the disk"
+
+
+def test_a_container_that_was_never_touched_is_not_removed_by_the_way_back(store, machine, monkeypatch):
+    """As where Compose refuses before it comes to it: an external network that is gone, a port, its own file."""
+    removed, serves = [], Stub.up_now
+
+    def refused(self, within, recreate=False):
+        raise Refused("docker compose up", "failed", found="network front declared as external, but could not be found")
+
+    monkeypatch.setattr(Stub, "up", refused)
+    monkeypatch.setattr(Stub, "clear", lambda self, name=None: removed.append(Stub.up_now))
+    answer = machine()
+    assert answer["state"] == "withdrawn" and "declared as external" in answer["error"]["found"]
+    assert Stub.up_now is serves and not removed
+    assert records_of(store) == ["one", "zero", f"{switch.MARKER}; one"] and not (store / "state/pending").exists()
+
+    def sick(self, within, recreate=False):
+        serves["State"]["Health"] = {"Status": "unhealthy"}
+        refused(self, within)
+
+    monkeypatch.setattr(Stub, "up", sick)
+    assert machine()["state"] == "frozen" and removed, "one that is no longer what it was is made anew"
+
+
+def test_a_host_that_was_not_readmitted_stays_that_where_a_run_has_no_readmit(store, machine):
+    away = store / "state/not-readmitted"
+    assert machine(ask={"readmit": "exit 3"})["state"] == "active, not readmitted" and "code 3" in away.read_text()
+    again = machine(release="one")
+    assert again["state"] == "active, not readmitted" and f"rm {away}" in again["error"]["next"]
+    assert "code 3" in away.read_text(), "and why is still told"
+    assert machine(ask={"readmit": "true"})["state"] == "active" and not away.exists()
+
+
+@pytest.mark.parametrize("status", ["exited", "paused"])
+def test_nor_is_one_that_did_not_run(store, machine, monkeypatch, status):
+    monkeypatch.setattr(Stub, "clear", lambda self, name=None: 1 / 0)
+    Stub.up_now["State"]["Status"] = status
+    serves = Stub.up_now
+    assert machine(ask={"drain": "exit 7"})["state"] == "withdrawn"
+    assert Stub.up_now is serves and serves["State"]["Status"] == status
+
+
+@pytest.mark.docker
+def test_an_engine_that_is_down_does_not_answer(monkeypatch):
+    """Whatever the exit code of `docker info` is, which has no engine to ask."""
+    assert switch.engine_answers(), "the control"
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    assert not switch.engine_answers()
+
+
+def test_nor_does_one_whose_client_ends_well_all_the_same(tmp_path, monkeypatch):
+    """Docker's client 26.1.5 without an engine, as seen on a host: `info` prints an empty line and ends with 0, `version` with 1."""
+    client = tmp_path / "docker"
+    client.write_text('#!/bin/sh\n[ "$1" = info ] && echo\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert not switch.engine_answers()
+
+
+def test_a_readmit_that_could_not_be_noted_is_done_again_by_the_next_run(store, machine, monkeypatch):
+    space = full(monkeypatch, "not-readmitted")
+    answer = machine(ask={"readmit": f"test -e {store}/balancer"})
+    assert answer["state"] == "active, not readmitted" and (store / "state/pending").exists()
+    space()
+    (store / "balancer").touch()
+    assert switch.recover(records.Records(str(store))) == "active" and not (store / "state/pending").exists()
+
+
+def test_what_dies_while_somebody_logs_in_is_not_confirmed(store, machine, monkeypatch):
+    looks = iter([None])
+
+    def soak(self, found, seconds):
+        if next(looks, "again") == "again":
+            raise Refused("s", "did not stay up")
+
+    monkeypatch.setattr(Stub, "soak", soak)
+    assert machine()["state"] == "withdrawn" and records_of(store)[0] == "one"
+
+
+def test_a_service_that_crashes_in_a_loop_is_left_to_it(store, machine, monkeypatch):
+    Stub.up_now["State"]["Status"] = "restarting"
+    monkeypatch.setattr(switch, "await_confirmation", lambda *words: 1 / 0)
+    assert machine()["state"] == "withdrawn" and Stub.up_now["State"]["Status"] == "running", "not stopped for good"
+
+
+def test_a_rollout_that_lost_its_lease_switches_nothing(store, machine):
+    with pytest.raises(Refused, match=r"lost its lease.*expected x1, found none"):
+        machine(lease="x1")
+    with open(store / ".lease.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (store / "lease.json").write_text('{"id": "x2", "who": "eve"}')
+        with pytest.raises(Refused, match="found lease x2 of eve"):
+            machine(lease="x1")
+        assert records_of(store)[0] == "one" and machine(lease="x2")["state"] == "active"
+
+
+def test_recover_says_that_it_could_not(store, monkeypatch):
+    args = argparse.Namespace(store=str(store), verb="recover", within=1)
+    monkeypatch.setattr(switch, "engine_answers", lambda: True)
+    for state, ok in ((None, True), ("active", True), ("frozen", False), ("withdrawn, not readmitted", False)):
+        monkeypatch.setattr(switch, "recover", lambda records, state=state: state)
+        assert switch.run(args) == {"recovered": state, "ok": ok}
+
+
+# ------------------------------------------------------------------------------------------------------ what outlives us
+
+HOLDER = """
+import sys
+sys.path[:0] = {paths}
+from tasks.remote.common.files import locked
+from tasks.remote.host.service import docker
+with locked({lock!r}, "busy"):
+    print("held", flush=True)
+    print(docker("compose", timeout={timeout}).returncode, flush=True)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """holder(what docker does, timeout=…): a process that runs it, holding a lock; -> (process, lock)."""
+    running = []
+
+    def start(script, timeout=60):
+        docker = tmp_path / "bin/docker"
+        docker.parent.mkdir(exist_ok=True)
+        docker.write_text(f"#!/bin/sh\n{script}\n")
+        docker.chmod(0o755)
+        paths, lock = (
+            [os.path.dirname(switch.__file__), os.path.dirname(lease.__file__), *sys.path],
+            str(tmp_path / "lock"),
+        )
+        words = [sys.executable, "-c", HOLDER.format(paths=paths, lock=lock, timeout=timeout)]
+        env = {**os.environ, "PATH": f"{docker.parent}:{os.environ['PATH']}"}
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env))
+        assert running[-1].stdout.readline() == "held\n"
+        return running[-1], lock
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def lives(pid):
+    """Whether the process runs: one that has ended and that nobody has waited for has no command line any more."""
+    return bool(files.read(f"/proc/{pid}/cmdline"))
+
+
+def gone(what):
+    until = time.monotonic() + 10
+    while what():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_compose_that_outlives_its_killed_program_keeps_the_next_one_out(holder, tmp_path):
+    process, lock = holder(f"echo $$ > {tmp_path}/pid; sleep 60")
+    gone(lambda: not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    assert files.held(lock), "it may still be changing containers"
+    os.killpg(int((tmp_path / "pid").read_text()), 9)
+    gone(lambda: files.held(lock))
+
+
+def test_a_command_that_ran_out_of_time_ends_with_its_plugins(holder, tmp_path):
+    process, lock = holder(f"sleep 61 & echo $! > {tmp_path}/plugin; wait", timeout=1)
+    assert process.stdout.readline() == "124\n"
+    process.wait()
+    gone(lambda: lives((tmp_path / "plugin").read_text().strip()) or files.held(lock))
