@@ -28,7 +28,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tasks.remote.bastion.drive import Piece, hashed, in_time, join, put, room, size_of, whole
-from tasks.remote.common.files import answered, digest, digests, keep, locked, now, read, sync, write
+from tasks.remote.common.files import (
+    hash_file,
+    hash_files,
+    hold_lock,
+    keep_blob,
+    print_answer,
+    read_text,
+    sync_folder,
+    utc_now,
+    write_file,
+)
 from tasks.shared.blobs import missing_blobs, split_blob
 from tasks.shared.errors import Refused
 from tasks.shared.lock import parse_lock
@@ -91,7 +101,7 @@ def put_all(store, folder, part_size, document, until):
     extra = dict(document["files"])
     for name, text in document["texts"].items():
         extra[name] = os.path.join(outgoing, name)
-        write(extra[name], text)
+        write_file(extra[name], text)
     plan = pieces(store, lock, carried, extra, part_size)
     about = told(document, lock, plan, part_size, {k: v for k, v in all_blobs.items() if k not in carried})
     manifest = os.path.join(folder, "bundle.json")
@@ -109,22 +119,22 @@ def put_all(store, folder, part_size, document, until):
     room(folder, [piece.size for piece in lacking], sum(old.values()) + sum(shrunk))
     if os.path.lexists(manifest):
         os.unlink(manifest)
-        sync(folder)
+        sync_folder(folder)
     for path in [*old, *(os.path.join(folder, piece.name) for piece in lacking)]:
         if os.path.lexists(path):
             os.unlink(path)
     for piece in lacking:
         put(folder, piece, until)
     for top in {os.path.dirname(piece.name) for piece in lacking}:
-        sync(os.path.join(folder, top))
+        sync_folder(os.path.join(folder, top))
     # All of it once more, after the last byte: a drive that is smaller than it says overwrites what came first.
     for piece in plan:
         in_time(until)
         if lacking and not whole(folder, piece):
             where = os.path.join(folder, piece.name)
             raise Refused(where, "does not read back as it was written", piece.sha256, next="another drive")
-    write(os.path.join(folder, "SHA256SUMS"), sums, None)
-    write(manifest, json.dumps(about, indent=1, sort_keys=True) + "\n", None)
+    write_file(os.path.join(folder, "SHA256SUMS"), sums, None)
+    write_file(manifest, json.dumps(about, indent=1, sort_keys=True) + "\n", None)
     return {**answer, "changed": True}
 
 
@@ -141,13 +151,13 @@ def told(document, lock, plan, part_size, without):
             )
     files = {p.name: {"size": p.size, "sha256": p.sha256} for p in plan if not p.name.startswith("parts/")}
     about = {"format": FORMAT, "release": lock.id, "part_size": part_size, "parts": parts, "files": files}
-    return {**about, "without": without, **document["about"], "at": now()}
+    return {**about, "without": without, **document["about"], "at": utc_now()}
 
 
 def same(path, about):
     """Whether bundle.json says this already, whoever wrote it and when."""
     try:
-        found = json.loads(read(path) or "")
+        found = json.loads(read_text(path) or "")
     except ValueError:
         return False
     notes = {"at": None, "who": None}
@@ -160,7 +170,7 @@ def same(path, about):
 def opened(folder, lock):
     """bundle.json of a bundle of this very release, its names and numbers judged: it comes from who knows where."""
     path = os.path.join(folder, "bundle.json")
-    text = read(path)
+    text = read_text(path)
     if text is None:
         found = "no drive, or one whose writing was cut off" if os.path.isdir(folder) else "no such directory"
         raise Refused(
@@ -224,13 +234,13 @@ def take(store, folder, lock, until):
         wrong += [f"{what}: {each}" for each in bad]
         if bad:
             continue
-        if os.path.getsize(staged) != size or digest(staged) != sha256:
+        if os.path.getsize(staged) != size or hash_file(staged) != sha256:
             wrong.append(
-                f"{what}: {size_of(staged)} bytes, sha256 {digest(staged)}, from whole parts: it was written so"
+                f"{what}: {size_of(staged)} bytes, sha256 {hash_file(staged)}, from whole parts: it was written so"
             )
             os.unlink(staged)
             continue
-        keep(store, staged, sha256)
+        keep_blob(store, staged, sha256)
         answer["files"] += 1
         answer["bytes"] += size
     if wrong:
@@ -251,12 +261,12 @@ def have(store):
     folder = os.path.join(store, "blobs")
     paths = {n: os.path.join(folder, n) for n in os.listdir(folder) if SHA256.fullmatch(n)}
     sizes = {name: size for name, path in paths.items() if (size := size_of(path)) is not None}
-    found = digests([paths[name] for name in sizes])
+    found = hash_files([paths[name] for name in sizes])
     damaged = sorted(name for name in sizes if found[paths[name]] != name)
     for name in damaged:
         os.unlink(paths[name])
     blobs = {name: size for name, size in sorted(sizes.items()) if name not in damaged}
-    return {"blobs": blobs, "damaged": damaged, "bytes": sum(blobs.values()), "at": now()}
+    return {"blobs": blobs, "damaged": damaged, "bytes": sum(blobs.values()), "at": utc_now()}
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -272,18 +282,18 @@ def main(argv):
     args = parser.parse_args(argv)
     os.umask(0o022)
     # An error without a file name is of the place that is written to.
-    return answered(lambda: run(args), args.bundle if args.verb == "write" else args.store)
+    return print_answer(lambda: run(args), args.bundle if args.verb == "write" else args.store)
 
 
 def run(args):
     until = time.monotonic() + args.within
     if args.verb == "have":
-        with locked(os.path.join(args.store, ".lock"), "is busy", within=60):
+        with hold_lock(os.path.join(args.store, ".lock"), "is busy", within=60):
             return have(args.store)
     if args.verb == "take":
         lock = parse_lock(sys.stdin.read(), "the lock from the controller")
-        with locked(os.path.join(args.store, ".fetch.lock"), "is being fetched into"):
+        with hold_lock(os.path.join(args.store, ".fetch.lock"), "is being fetched into"):
             return take(args.store, args.bundle, lock, until)
     document = json.load(sys.stdin)
-    with locked(os.path.join(args.store, ".bundle.lock"), "writes a bundle"):
+    with hold_lock(os.path.join(args.store, ".bundle.lock"), "writes a bundle"):
         return put_all(args.store, args.bundle, args.part_size, document, until)

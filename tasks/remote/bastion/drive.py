@@ -12,7 +12,7 @@ import stat
 import time
 from collections import namedtuple
 
-from tasks.remote.common.files import CHUNK, digest
+from tasks.remote.common.files import CHUNK, hash_file
 from tasks.shared.errors import Refused
 
 MARGIN = 1 << 20  # bytes for what a filesystem writes of its own
@@ -101,7 +101,7 @@ def whole(folder, piece):
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
     try:
-        return digest(path) == piece.sha256
+        return hash_file(path) == piece.sha256
     except OSError:
         return False
 

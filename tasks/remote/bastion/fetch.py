@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 
-from tasks.remote.common.files import answered, digest, keep, locked
+from tasks.remote.common.files import hash_file, hold_lock, keep_blob, print_answer
 from tasks.shared.blobs import missing_blobs
 from tasks.shared.errors import Refused
 from tasks.shared.lock import parse_lock
@@ -265,9 +265,9 @@ def fetch_one(store, model, name, file, document):
         path = patiently(
             lambda: downloaded(store, model.repo, model.commit, name, document), model.repo, model.commit, document
         )
-        found, size = digest(path), os.path.getsize(path)
+        found, size = hash_file(path), os.path.getsize(path)
         if found == file.sha256 and size == file.size:
-            return keep(store, path, file.sha256)
+            return keep_blob(store, path, file.sha256)
         # The client thinks that this file is whole; only without it does it download again.
         shutil.rmtree(os.path.join(store, "fetch", model.repo.replace("/", "--")), ignore_errors=True)
         print(f"{model.repo}: {name}: wrong hash, try {attempt}", file=sys.stderr)
@@ -328,14 +328,14 @@ def main(argv):
     parser.add_argument("--within", type=int, default=14400)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: run(args, json.load(sys.stdin)), args.store)
+    return print_answer(lambda: run(args, json.load(sys.stdin)), args.store)
 
 
 def run(args, document):
     started, work = time.monotonic(), {"resolve": resolve, "download": download}[args.verb]
     unfinished = os.path.join(args.store, "fetch")
     os.makedirs(unfinished, exist_ok=True)
-    with locked(os.path.join(args.store, ".fetch.lock"), "is being fetched into"):
+    with hold_lock(os.path.join(args.store, ".fetch.lock"), "is being fetched into"):
         # What an earlier run left unfinished does not resume (the client names it by process): away with it.
         for entry in os.scandir(unfinished):
             shutil.rmtree(entry.path)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 
-from tasks.remote.common.files import answered, locked, write
+from tasks.remote.common.files import hold_lock, print_answer, write_file
 from tasks.shared.errors import Refused
 
 # aes128-gcm is nearly twice as fast as ssh's default; --inplace without -W resumes in mid-file, and a killed receiver
@@ -62,7 +62,7 @@ def folder(store):
 
 def key(store):
     path = os.path.join(folder(store), "id_ed25519")
-    with locked(f"{path}.lock", "makes its push key", within=60):  # all hosts of a first deploy ask at once
+    with hold_lock(f"{path}.lock", "makes its push key", within=60):  # all hosts of a first deploy ask at once
         if not os.path.exists(path):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "hf-push", "-f", path]
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
@@ -101,7 +101,9 @@ def rsync(args, blobs, known_hosts, status, left):
                 if time.monotonic() - told > 0.5:
                     told = time.monotonic()
                     seconds = time.monotonic() - started
-                    write(status, json.dumps({"host": args.host, "done": moved, "total": total, "seconds": seconds}))
+                    write_file(
+                        status, json.dumps({"host": args.host, "done": moved, "total": total, "seconds": seconds})
+                    )
             elif text.strip():
                 words.append(text.decode("utf-8", "replace"))
     code = process.wait()
@@ -117,7 +119,7 @@ def rsync(args, blobs, known_hosts, status, left):
 
 def alone(store, host):
     """One push to a host at a time; a deserted one ends within seconds of its controller."""
-    return locked(os.path.join(folder(store), f"{host}.lock"), f"pushes to {host} already", within=60)
+    return hold_lock(os.path.join(folder(store), f"{host}.lock"), f"pushes to {host} already", within=60)
 
 
 def send(args, document):
@@ -188,7 +190,7 @@ def main(argv):
     parser.add_argument("--within", type=int, default=14400)
     args = parser.parse_args(argv)
     os.umask(0o077)
-    return answered(lambda: run(args), args.store)
+    return print_answer(lambda: run(args), args.store)
 
 
 def run(args):

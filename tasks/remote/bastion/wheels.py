@@ -17,7 +17,7 @@ import sys
 import zipfile
 from email.parser import Parser
 
-from tasks.remote.common.files import answered, locked, write
+from tasks.remote.common.files import hold_lock, print_answer, write_file
 from tasks.shared.errors import Refused
 
 ROUNDS = 10  # of reading what is there and bringing what that names; two are usual
@@ -95,7 +95,7 @@ def get(args, text):
     shutil.rmtree(staged, ignore_errors=True)
     os.makedirs(staged)
     path = os.path.join(staged, "requirements.txt")
-    write(path, text)
+    write_file(path, text)
     download(staged, args.for_python, args.within, "-r", path)
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     top = [Requirement(line) for line in lines if line]
@@ -122,9 +122,9 @@ def main(argv):
     parser.add_argument("--within", type=int, default=900)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: run(args), args.store)
+    return print_answer(lambda: run(args), args.store)
 
 
 def run(args):
-    with locked(os.path.join(args.store, ".wheels.lock"), "is being filled with wheels", within=60):
+    with hold_lock(os.path.join(args.store, ".wheels.lock"), "is being filled with wheels", within=60):
         return get(args, sys.stdin.read())

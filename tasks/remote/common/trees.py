@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tasks.remote.common.files import read
+from tasks.remote.common.files import read_text
 
 
 def differences(root, tree, wrong):
@@ -22,7 +22,7 @@ def differences(root, tree, wrong):
         elif path in tree.blobs:
             good = not os.path.islink(full) and not wrong(full, tree.blobs[path])
         else:
-            good = not os.path.islink(full) and read(full) == tree.texts[path]
+            good = not os.path.islink(full) and read_text(full) == tree.texts[path]
         if not good:
             found[path] = "changed"
     return dict(sorted(found.items()))

@@ -17,7 +17,7 @@ import sys
 import time
 
 from tasks.remote.bastion import fetch
-from tasks.remote.common.files import answered, digest, locked, read, write
+from tasks.remote.common.files import hash_file, hold_lock, print_answer, read_text, write_file
 from tasks.shared import layout
 from tasks.shared.errors import Refused
 from tasks.shared.lock import parse_lock
@@ -32,7 +32,7 @@ def lacking(home, lock):
         for name, file in model.files.items():
             path = os.path.join(home, "hub", model.folder, "blobs", file.etag)
             there = os.path.isfile(path) and os.path.getsize(path) == file.size
-            if not there or (full and digest(path) != file.sha256):
+            if not there or (full and hash_file(path) != file.sha256):
                 found.setdefault(path, (model, name, file, path))
     return list(found.values())
 
@@ -53,7 +53,7 @@ def load(home, model, name, file, path):
                 raise no from None
             print(f"{model.repo}: {fetch.brief(error)}; again", file=sys.stderr)
             time.sleep(2**attempt)
-    found = digest(staged)
+    found = hash_file(staged)
     if found != file.sha256:
         raise Refused(f"{model.repo}: {name}", "does not match the lock", file.sha256, found, "who is in between?")
     os.chmod(staged, 0o444)
@@ -62,8 +62,8 @@ def load(home, model, name, file, path):
 
 
 def run(args):
-    lock = parse_lock(read(args.lock) or "", args.lock)
-    with locked(os.path.join(args.home, ".lock"), "is being loaded into", within=600):
+    lock = parse_lock(read_text(args.lock) or "", args.lock)
+    with hold_lock(os.path.join(args.home, ".lock"), "is being loaded into", within=600):
         lacks = lacking(args.home, lock)
         for model, name, file, path in lacks:
             load(args.home, model, name, file, path)
@@ -78,8 +78,8 @@ def run(args):
         for path, text in sorted(tree.texts.items(), key=lambda item: item[0].endswith("refs/main")):  # refs come last
             full = os.path.join(args.home, path)
             os.makedirs(os.path.dirname(full), exist_ok=True)
-            if read(full) != text:
-                write(full, text)
+            if read_text(full) != text:
+                write_file(full, text)
     return {"files": len(lacks), "bytes": sum(file.size for _, _, file, _ in lacks)}
 
 
@@ -89,4 +89,4 @@ def main(argv):
     parser.add_argument("--home", required=True)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: run(args), args.home)
+    return print_answer(lambda: run(args), args.home)

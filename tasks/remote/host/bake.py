@@ -13,7 +13,7 @@ import os
 import tarfile
 from dataclasses import dataclass
 
-from tasks.remote.common.files import noted, write
+from tasks.remote.common.files import read_record, write_file
 from tasks.shared import layout
 from tasks.shared.errors import Refused
 
@@ -62,7 +62,7 @@ def record_path(store, lock):
 
 def recorded(store, lock):
     """The digests of an earlier baking on this machine, or None."""
-    return noted(record_path(store, lock)) or None
+    return read_record(record_path(store, lock)) or None
 
 
 def layer(out, root, lock):
@@ -173,4 +173,4 @@ def pad(out, size):
 
 def keep_record(store, lock, baked):
     os.makedirs(os.path.dirname(record_path(store, lock)), exist_ok=True)
-    write(record_path(store, lock), json.dumps(baked.record()) + "\n")
+    write_file(record_path(store, lock), json.dumps(baked.record()) + "\n")

@@ -15,7 +15,7 @@ import sys
 import zipfile
 import zlib
 
-from tasks.remote.common.files import answered, locked, sync
+from tasks.remote.common.files import hold_lock, print_answer, sync_folder
 
 UNCHECKED = b"\x01\x00\x00\x00"  # PEP 552: by the source's hash, and nobody compares it: both lie in one file
 
@@ -42,7 +42,7 @@ def whole(path):
 
 def place(args):
     source, staged = sys.argv[0], f"{args.to}.new"
-    with locked(os.path.join(os.path.dirname(args.to), ".lock"), "is being brought", within=60):
+    with hold_lock(os.path.join(os.path.dirname(args.to), ".lock"), "is being brought", within=60):
         if not whole(args.to):  # a process may be reading a whole one: another of the same name has other offsets
             compiled(source, staged, args.to)
             with open(staged, "rb") as file:
@@ -50,7 +50,7 @@ def place(args):
                 os.fsync(file.fileno())
             os.rename(staged, args.to)
         os.unlink(source)
-    sync(os.path.dirname(args.to))
+    sync_folder(os.path.dirname(args.to))
     return {}
 
 
@@ -58,4 +58,4 @@ def main(argv):
     parser = argparse.ArgumentParser(prog="bytecode")
     parser.add_argument("--to", required=True)
     args = parser.parse_args(argv)
-    return answered(lambda: place(args), args.to)
+    return print_answer(lambda: place(args), args.to)

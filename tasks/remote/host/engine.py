@@ -28,7 +28,16 @@ import sys
 import threading
 import time
 
-from tasks.remote.common.files import answered, digest, keep, locked, now, read, remove, write
+from tasks.remote.common.files import (
+    hash_file,
+    hold_lock,
+    keep_blob,
+    print_answer,
+    read_text,
+    remove,
+    utc_now,
+    write_file,
+)
 from tasks.remote.host import bake, signed, volume
 from tasks.remote.host.records import VERDICT, Records
 from tasks.remote.host.store import held, recreate
@@ -100,13 +109,13 @@ def candidate(store, release_id, texts, within=60.0):
         for name in set(os.listdir(folder)) - {signed.SIGNED}:
             remove(os.path.join(folder, name))
         for name, text in texts.items():
-            write(os.path.join(folder, name), text)
+            write_file(os.path.join(folder, name), text)
     return {"folder": folder}
 
 
 def testing(store, release_id, within=60.0):
     """One smoke test of a release at a time: one that outlives its controller passes with its own files, or not at all."""
-    return locked(os.path.join(store, "state", release_id, ".smoke.lock"), "is being smoke-tested", within)
+    return hold_lock(os.path.join(store, "state", release_id, ".smoke.lock"), "is being smoke-tested", within)
 
 
 def smoke(args):
@@ -117,11 +126,11 @@ def smoke(args):
 
 def tested(args, folder):
     answer, code = once(args, "smoke", "smoke test", "setting smoke_deadline", env={CANDIDATE: folder})
-    answer |= {"at": now(), "ok": bool(answer.get("ok")) and code == 0}
+    answer |= {"at": utc_now(), "ok": bool(answer.get("ok")) and code == 0}
     kept = {key: value for key, value in answer.items() if key != "embeddings"}
     if answer.get("embeddings"):
-        write(os.path.join(folder, "embeddings.json"), json.dumps(answer["embeddings"], sort_keys=True))
-    write(os.path.join(folder, VERDICT), json.dumps(kept, sort_keys=True))  # last: with it, the rest is passed
+        write_file(os.path.join(folder, "embeddings.json"), json.dumps(answer["embeddings"], sort_keys=True))
+    write_file(os.path.join(folder, VERDICT), json.dumps(kept, sort_keys=True))  # last: with it, the rest is passed
     if not answer["ok"]:
         failing = [f"{check['name']}: {check['detail']}" for check in answer.get("checks", []) if not check["ok"]]
         error = answer.get("error") or {"where": "smoke test", "what": "says no", "found": "; ".join(failing)[:900]}
@@ -183,7 +192,7 @@ def bring(args, lock):
 def embeddings(store, release_id):
     path = os.path.join(store, "state", release_id, "embeddings.json")
     # A test that did not pass is newer than the one that did: who accepts its embeddings has looked at them.
-    text = read(os.path.join(Records(store).candidate(release_id), "embeddings.json")) or read(path)
+    text = read_text(os.path.join(Records(store).candidate(release_id), "embeddings.json")) or read_text(path)
     if text is None:
         raise Refused(path, "does not exist", "embeddings of a smoke test", "no file", "deploy.py, until it stops")
     return {"embeddings": json.loads(text)}
@@ -217,7 +226,7 @@ def export(args):
     gives the same. From a registry they stay as the registry has them.
     """
     memory = os.path.join(args.store, "state", "exported.json")
-    what, known = identity(args.source), json.loads(read(memory) or "{}")
+    what, known = identity(args.source), json.loads(read_text(memory) or "{}")
     if what in known and whole(args.store, known[what]):
         return {"image": {**known[what], "name": args.name}}
     work = os.path.join(args.store, "taken", "image")
@@ -240,13 +249,13 @@ def export(args):
     }
     for sha256 in blobs(entry):
         path = os.path.join(work, "blobs/sha256", sha256)
-        if digest(path) != sha256:
+        if hash_file(path) != sha256:
             raise Refused(args.source, "exported a blob that is not its digest", sha256)
-        keep(args.store, path, sha256)
+        keep_blob(args.store, path, sha256)
     shutil.rmtree(work)
     if what:
         kept = {name: image for name, image in known.items() if name != what and whole(args.store, image)}
-        write(memory, json.dumps({**kept, what: entry}) + "\n")
+        write_file(memory, json.dumps({**kept, what: entry}) + "\n")
     return {"image": entry}
 
 
@@ -260,7 +269,7 @@ def main(argv):
     parser.add_argument("--within", type=int, default=3600)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: run(args), args.store)
+    return print_answer(lambda: run(args), args.store)
 
 
 def run(args):
@@ -272,7 +281,7 @@ def run(args):
         return bring(args, parse_lock(sys.stdin.read(), "the lock from the controller"))
     if args.verb == "embeddings":
         return embeddings(args.store, args.release)
-    with locked(os.path.join(args.store, ".lock"), "is busy", within=60):
+    with hold_lock(os.path.join(args.store, ".lock"), "is busy", within=60):
         if args.verb == "export":
             return export(args)
         return load(args.store, parse_lock(sys.stdin.read(), "the lock from the controller"), args.within)

@@ -17,7 +17,17 @@ import signal
 import sys
 import time
 
-from tasks.remote.common.files import answered, held, locked, noted, now, read, refusal, remove, write
+from tasks.remote.common.files import (
+    as_refused,
+    hold_lock,
+    is_locked,
+    print_answer,
+    read_record,
+    read_text,
+    remove,
+    utc_now,
+    write_file,
+)
 from tasks.remote.host.records import Records
 from tasks.shared.errors import Refused
 
@@ -31,7 +41,7 @@ def paths(store):
 def show(store):
     """Whose lease it is, or None; a note without its holder is none."""
     lock, note = paths(store)
-    return noted(note) if held(lock) else None
+    return read_record(note) if is_locked(lock) else None
 
 
 def described(lease):
@@ -44,22 +54,22 @@ def described(lease):
 def hold(args):
     lock, note = paths(args.store)
     try:
-        with locked(lock, "is held", within=1.0):
+        with hold_lock(lock, "is held", within=1.0):
             about = {key: getattr(args, key) for key in ("id", "who", "release", "why")}
-            write(note, json.dumps({**about, "since": now(), "pid": os.getpid()}))
-            answered(lambda: {"lease": args.id, "current": Records(args.store).current()}, args.store)
+            write_file(note, json.dumps({**about, "since": utc_now(), "pid": os.getpid()}))
+            print_answer(lambda: {"lease": args.id, "current": Records(args.store).current()}, args.store)
             while select.select([sys.stdin], [], [], SILENCE)[0] and os.read(0, 4096):
                 pass
             remove(note)
             return 0
     except Refused:
-        holder = noted(note)
-        found = described(holder) if holder else f"no note of whose it is, and {lock} held by {read(lock)}"
+        holder = read_record(note)
+        found = described(holder) if holder else f"no note of whose it is, and {lock} held by {read_text(lock)}"
         mend = f"tasks/unlock.py --data lease={holder['id']}" if "id" in holder else "end that process there"
         no = Refused(args.store, "is in another rollout", "no lease", found, f"wait for it, or {mend}")
     except OSError as error:  # a disk that is full, or read-only
-        no = refusal(error, args.store)
-    return answered(lambda: {"ok": False, "error": no.error}, args.store)
+        no = as_refused(error, args.store)
+    return print_answer(lambda: {"ok": False, "error": no.error}, args.store)
 
 
 def unlock(args):
@@ -89,4 +99,4 @@ def main(argv):
     os.umask(0o022)
     if args.verb == "hold":
         return hold(args)
-    return answered(lambda: unlock(args) if args.verb == "unlock" else {"lease": show(args.store)}, args.store)
+    return print_answer(lambda: unlock(args) if args.verb == "unlock" else {"lease": show(args.store)}, args.store)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from tasks.remote.common.files import answered, locked, noted, read
+from tasks.remote.common.files import hold_lock, print_answer, read_record, read_text
 from tasks.remote.host import bake, volume
 from tasks.remote.host.records import Records
 from tasks.shared.errors import Refused
@@ -84,7 +84,7 @@ def lines(path):
 
 def order(store, name):
     """When a release was proven here last, in seconds since the epoch."""
-    epoch = noted(os.path.join(store, "state", name, "verified-at")).get("epoch")
+    epoch = read_record(os.path.join(store, "state", name, "verified-at")).get("epoch")
     if not isinstance(epoch, (int, float)):
         return 0  # no record of ours: as if it had not been proven
     if epoch > time.time() + 86400:
@@ -101,7 +101,7 @@ def plan(store, keep, asked):
     for name in sorted(names, key=lambda name: -order(store, name))[:keep]:
         why.setdefault(name, f"one of the {keep} newest")
     for record in ("current", "previous"):
-        why[(read(os.path.join(store, record)) or "").strip()] = record
+        why[(read_text(os.path.join(store, record)) or "").strip()] = record
     pending = records.intent() or {}
     for name in records.serving() - set(names):  # what it has mounted may be aside, and nobody knows its blobs
         mend = "deploy.py, which builds it again"
@@ -196,7 +196,7 @@ def delete(path):
 
 def run(args):
     asked = json.loads(sys.stdin.read() or "{}")
-    with locked(os.path.join(args.store, ".lock"), "is busy", within=60):
+    with hold_lock(os.path.join(args.store, ".lock"), "is busy", within=60):
         found = plan(args.store, args.keep, asked)
         return {**(found if args.verb == "plan" else do(args.store, found)), "done": args.verb == "do"}
 
@@ -208,4 +208,4 @@ def main(argv):
     parser.add_argument("--keep", type=int, required=True)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: run(args), args.store)
+    return print_answer(lambda: run(args), args.store)

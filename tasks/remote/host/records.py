@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 
-from tasks.remote.common.files import noted, now, read, sync
+from tasks.remote.common.files import read_record, read_text, sync_folder, utc_now
 from tasks.shared.errors import Refused
 from tasks.shared.lock import parse_lock
 
@@ -38,7 +38,7 @@ class Records:
 
     def journal(self, step, **more):
         """One line before each step; on disk before the step begins."""
-        line = json.dumps({"time": now(), "step": step, **more}, ensure_ascii=True)
+        line = json.dumps({"time": utc_now(), "step": step, **more}, ensure_ascii=True)
         path = os.path.join(self.store, "journal.jsonl")
         try:
             with open(path, "a+b") as file:
@@ -58,7 +58,7 @@ class Records:
 
     def intent(self):
         """What the switch that is under way, or was cut off, is about; None without one. Refused: nobody can read it."""
-        text = read(self.pending)
+        text = read_text(self.pending)
         if text is None:
             return None
         try:
@@ -76,7 +76,7 @@ class Records:
         root = os.path.join(self.store, "releases", release_id)
         path, mend = os.path.join(root, "lock.json"), "deploy.py of that release's lock, which brings it back"
         try:
-            found = parse_lock(read(path) or "", path)
+            found = parse_lock(read_text(path) or "", path)
         except Refused as no:
             said = (no.error.get(key, "") for key in ("where", "what", "expected", "found"))
             raise Refused(*said, f"{mend}; or rm -r {root}, if nothing uses it") from None
@@ -94,18 +94,18 @@ class Records:
         # The verdict last: while it is here, this can be ended by whoever comes next.
         for name in sorted(os.listdir(folder), key=lambda name: (name == VERDICT, name)):
             os.rename(os.path.join(folder, name), os.path.join(state, name))
-            sync(state)
+            sync_folder(state)
         os.rmdir(folder)
-        sync(state)
+        sync_folder(state)
 
     def settle(self, release_id):
         """End what a kill in the middle of `pass_candidate` left: a test that had passed."""
-        if noted(os.path.join(self.candidate(release_id), VERDICT)).get("ok") is True:
+        if read_record(os.path.join(self.candidate(release_id), VERDICT)).get("ok") is True:
             self.pass_candidate(release_id)
 
     def serving(self):
         """The releases that may run here: the current one, and what a switch that was cut off has brought."""
-        return {self.current(), noted(self.pending).get("to")} - {None}
+        return {self.current(), read_record(self.pending).get("to")} - {None}
 
     def current(self):
-        return (read(os.path.join(self.store, "current")) or "").strip() or None
+        return (read_text(os.path.join(self.store, "current")) or "").strip() or None

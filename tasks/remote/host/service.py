@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 
-from tasks.remote.common.files import HELD, read
+from tasks.remote.common.files import HELD_LOCKS, read_text
 from tasks.remote.host import bake
 from tasks.remote.host.records import Records
 from tasks.shared.errors import Refused
@@ -87,7 +87,7 @@ class Service:
 
     def without_loader(self):
         """Remove what a release that loaded itself has left, where the override has none now."""
-        if f"  {LOADER}:\n" not in (read(self.override) or ""):
+        if f"  {LOADER}:\n" not in (read_text(self.override) or ""):
             self.clear(LOADER)
 
     def wait_healthy(self, deadline, was=None):
@@ -180,7 +180,7 @@ def networks(container):
 def docker(*words, timeout=120):
     """A Docker command; it and its plugins end with us, or with their time, or else keep our locks held."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    more = {"text": True, "errors": "replace", "start_new_session": True, "pass_fds": HELD}
+    more = {"text": True, "errors": "replace", "start_new_session": True, "pass_fds": HELD_LOCKS}
     with subprocess.Popen(["docker", *words], **pipes, **more) as process:
         try:
             said, complained = process.communicate(timeout=timeout)

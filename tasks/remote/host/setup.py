@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 
-from tasks.remote.common.files import answered, read, write
+from tasks.remote.common.files import print_answer, read_text, write_file
 from tasks.shared.errors import Refused
 
 UNIT = """[Unit]
@@ -57,12 +57,12 @@ def at_boot(store):
     """A switch that a power cut interrupted is finished or undone at boot: by systemd, or by whatever runs S/recover."""
     script, changed = os.path.join(store, "recover"), []
     words = f"#!/bin/sh\nexec python3 {os.path.abspath(sys.argv[0])} switch recover --store {store}\n"
-    if read(script) != words:
-        write(script, words, 0o755)
+    if read_text(script) != words:
+        write_file(script, words, 0o755)
         changed.append("recover")
     unit = "/etc/systemd/system/hf-offline-recover.service"
-    if os.path.isdir("/run/systemd/system") and read(unit) != UNIT.format(script=script):
-        write(unit, UNIT.format(script=script))
+    if os.path.isdir("/run/systemd/system") and read_text(unit) != UNIT.format(script=script):
+        write_file(unit, UNIT.format(script=script))
         for command in (["systemctl", "daemon-reload"], ["systemctl", "enable", os.path.basename(unit)]):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -105,8 +105,8 @@ def push_user(args):
     source = f'from="{args.source}",' if args.source != "*" else ""
     line = f'restrict,{source}command="{rrsync} -wo -no-del {incoming}" {args.key}\n'
     path = f"{home}/.ssh/authorized_keys"
-    if read(path) != line:
-        write(path, line)
+    if read_text(path) != line:
+        write_file(path, line)
         changed.append("key")
     return changed
 
@@ -119,4 +119,4 @@ def main(argv):
     parser.add_argument("--from", dest="source", default="*")
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: setup(args), args.store)
+    return print_answer(lambda: setup(args), args.store)

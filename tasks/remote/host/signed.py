@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 
-from tasks.remote.common.files import answered, read, remove, write
+from tasks.remote.common.files import print_answer, read_text, remove, write_file
 from tasks.remote.host.records import Records
 from tasks.shared.errors import Refused
 from tasks.shared.lock import parse_lock
@@ -67,7 +67,7 @@ def verify(signers, entry):
         raise Refused(signers, f"asks for a signature of {path}", f"{path}.sig", "none: it is not signed", mend)
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "signature")
-        write(file, entry["signature"])
+        write_file(file, entry["signature"])
         fits, said, complaint = keygen("check-novalidate", "-n", NAMESPACE, "-s", file, text=text)
         if not fits:
             expected = f"one of these very bytes, in the namespace {NAMESPACE}"
@@ -93,7 +93,7 @@ def is_of(release_id, path, found):
 def kept(signers, release_id, *folders):
     """The first signed.json of these folders, its lock verified and this release's own."""
     path = os.path.join(folders[-1], SIGNED)
-    text = next(filter(None, (read(os.path.join(folder, SIGNED)) for folder in folders)), None)
+    text = next(filter(None, (read_text(os.path.join(folder, SIGNED)) for folder in folders)), None)
     if text is None:
         what = f"asks for a signature, and release {release_id[:12]} has none on this machine"
         names = ("group_data/locks/LOCK.json", "group_data/locks/LOCK.goldens.json")
@@ -117,7 +117,7 @@ def check(store, release_id, signers=SIGNERS):
         return {"required": False}
     folder = os.path.join(store, "state", release_id)
     goldens = kept(signers, release_id, folder)["goldens"]
-    text = read(os.path.join(folder, "goldens.json"))
+    text = read_text(os.path.join(folder, "goldens.json"))
     if goldens is None or text is None:
         what = f"asks for signed goldens, and release {release_id[:12]} has none on this machine"
         raise Refused(signers, what, f"{folder}/goldens.json and its signature", "none", "deploy.py")
@@ -143,11 +143,11 @@ def keep(store, release_id, sent, signers=SIGNERS):
     if goldens and goldens["signature"]:
         signature = {key: goldens[key] for key in ("path", "signature")}
     text = json.dumps({"lock": lock, "goldens": signature}, sort_keys=True)
-    if not lock["signature"] or text == read(os.path.join(store, "state", release_id, SIGNED)):
+    if not lock["signature"] or text == read_text(os.path.join(store, "state", release_id, SIGNED)):
         remove(os.path.join(folder, SIGNED))  # an earlier one's
     else:
         os.makedirs(folder, exist_ok=True)
-        write(os.path.join(folder, SIGNED), text)
+        write_file(os.path.join(folder, SIGNED), text)
     return {"kept": bool(lock["signature"])}
 
 
@@ -159,7 +159,7 @@ def main(argv):
     parser.add_argument("--signers", default=SIGNERS)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: run(args), args.store)
+    return print_answer(lambda: run(args), args.store)
 
 
 def run(args):

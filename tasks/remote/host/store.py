@@ -19,7 +19,17 @@ import stat
 import sys
 import time
 
-from tasks.remote.common.files import answered, digests, keep, locked, noted, now, remove, sync, write
+from tasks.remote.common.files import (
+    hash_files,
+    hold_lock,
+    keep_blob,
+    print_answer,
+    read_record,
+    remove,
+    sync_folder,
+    utc_now,
+    write_file,
+)
 from tasks.remote.common.trees import differences
 from tasks.remote.host import signed, volume
 from tasks.remote.host.records import Records
@@ -110,11 +120,11 @@ def admit(store, lock, user, signers=SIGNERS):
     bad, admitted, mend = [], 0, "the deploy again"
     paths = {sha256: os.path.join(taken, sha256) for sha256 in lacking}
     odd = [path for path in paths.values() if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode)]
-    hashed = digests([path for path in paths.values() if path not in odd])
+    hashed = hash_files([path for path in paths.values() if path not in odd])
     for sha256, path in sorted(paths.items()):
         found = hashed.get(path)
         if found == sha256:
-            keep(store, path, sha256)
+            keep_blob(store, path, sha256)
             admitted += lacking[sha256]
             continue
         size = os.lstat(path).st_size if os.path.lexists(path) else None
@@ -153,7 +163,7 @@ def linked_elsewhere(path, blob):
 
 def recreate(store):
     """Have the service's container made anew, by whichever run comes to it."""
-    write(os.path.join(store, "state", "recreate"), "")
+    write_file(os.path.join(store, "state", "recreate"), "")
 
 
 def relink(store, root, tree):
@@ -216,7 +226,7 @@ def build(store, lock, hashed=frozenset()):
         os.symlink(target, os.path.join(staged, path))
     for folder, _, _ in os.walk(staged):
         os.chmod(folder, 0o555)
-        sync(folder)
+        sync_folder(folder)
     aside = os.path.isdir(root)
     if aside or lock.id in Records(store).serving():
         # Whatever becomes of this run: the container must be made anew, as it has the directory mounted that was here.
@@ -225,7 +235,7 @@ def build(store, lock, hashed=frozenset()):
         # Not as its lock says, and never patched. A container may have it mounted, so it stays until nothing uses it.
         os.rename(root, os.path.join(store, "releases", f".{lock.id}.{time.time_ns()}.aside"))
     os.rename(staged, root)
-    sync(os.path.dirname(root))
+    sync_folder(os.path.dirname(root))
     stamp(store, lock.id, "admit")
     return {"built": True, "replaced": aside, "relinked": relinked}
 
@@ -242,13 +252,13 @@ def sample(there, sizes, percent):
 
 def stamp(store, release_id, how):
     os.makedirs(os.path.join(store, "state", release_id), exist_ok=True)
-    at = {"at": now(), "epoch": int(time.time()), "how": how}
-    write(os.path.join(store, "state", release_id, "verified-at"), json.dumps(at) + "\n")
+    at = {"at": utc_now(), "epoch": int(time.time()), "how": how}
+    write_file(os.path.join(store, "state", release_id, "verified-at"), json.dumps(at) + "\n")
 
 
 def proven(store, release_id):
     """When every byte of the release was hashed here last (UTC, ISO), or None."""
-    return noted(os.path.join(store, "state", release_id, "verified-at")).get("at")
+    return read_record(os.path.join(store, "state", release_id, "verified-at")).get("at")
 
 
 def blobs_serving(store):
@@ -268,7 +278,7 @@ def verify(store, lock, percent=100):
     there = sorted(held(store, wanted))
     chosen = there if percent == 100 else sample(there, wanted, percent)
     paths = {os.path.join(store, "blobs", sha256): sha256 for sha256 in chosen}
-    hashed = digests(list(paths))
+    hashed = hash_files(list(paths))
     damaged, serving = {}, blobs_serving(store)
     for path, sha256 in paths.items():
         if hashed[path] != sha256:
@@ -310,11 +320,11 @@ def main(argv):
     parser.add_argument("--signers", default=SIGNERS)
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return answered(lambda: run(args), args.store)
+    return print_answer(lambda: run(args), args.store)
 
 
 def run(args):
-    with locked(os.path.join(args.store, ".lock"), "is busy", within=60):
+    with hold_lock(os.path.join(args.store, ".lock"), "is busy", within=60):
         lock = parse_lock(sys.stdin.read(), "the lock from the controller")
         if args.verb == "verify":
             return verify(args.store, lock, args.sample)

@@ -28,7 +28,17 @@ import subprocess
 import sys
 import time
 
-from tasks.remote.common.files import answered, held, locked, noted, now, read, refusal, remove, write
+from tasks.remote.common.files import (
+    as_refused,
+    hold_lock,
+    is_locked,
+    print_answer,
+    read_record,
+    read_text,
+    remove,
+    utc_now,
+    write_file,
+)
 from tasks.remote.host import lease, signed
 from tasks.remote.host.probe import probe
 from tasks.remote.host.records import Records
@@ -49,7 +59,7 @@ class Stopped(Exception):
 
 
 def refuse_frozen(records):
-    text = read(records.frozen)
+    text = read_text(records.frozen)
     if text is not None:
         try:
             why = json.loads(text)["why"]
@@ -101,7 +111,7 @@ def goldens_of(store, release_id, asked):
     """What the probe asks and compares with; without any, a service that embeds wrongly would be confirmed."""
     path = os.path.join(store, "state", release_id, "goldens.json")
     try:
-        found = json.loads(read(path) or "{}")
+        found = json.loads(read_text(path) or "{}")
         there = bool(next(iter(found["classes"].values()))["queries"])
     except (ValueError, AttributeError, TypeError, LookupError, StopIteration):
         found, there = {}, False
@@ -118,16 +128,16 @@ def check_before(records, service, release_id, override):
     if not os.path.isfile(os.path.join(root, "lock.json")):
         raise Refused(root, "is not built", "an admitted release", "no lock.json in it", "deploy.py")
     records.lock(release_id)
-    if read(override) is None:
+    if read_text(override) is None:
         raise Refused(override, "does not exist", "an override whose smoke test passed", "no file", "deploy.py")
-    in_place = read(service.override)
+    in_place = read_text(service.override)
     if in_place is not None and not in_place.startswith(MARKER):
         raise Refused(service.override, "is not ours", MARKER, in_place[:40], "move what it says into the stack's file")
     if os.path.islink(service.override):
         found = f"a link to {os.readlink(service.override)}"
         raise Refused(service.override, "is a link, and would become a file", "a file or nothing", found, "remove it")
     try:  # a read-only directory says so now, and not half-way
-        write(f"{service.override}.try", "")
+        write_file(f"{service.override}.try", "")
         remove(f"{service.override}.try")
     except OSError as error:
         error.filename = service.stack
@@ -174,7 +184,7 @@ def activate(args, ask, tell):
     override = override_of(args)
     check_before(records, service, args.release, override)
     goldens = goldens_of(args.store, args.release, ask.get("probe"))
-    old, was, in_place = records.current(), service.container(), read(service.override)
+    old, was, in_place = records.current(), service.container(), read_text(service.override)
     intent = {"from": old, "to": args.release, "who": ask.get("who"), "why": ask.get("why"), "within": args.within}
     intent |= {key: getattr(args, key) for key in ("stack", "override", "project", "service")}
     intent |= {"previous": args.previous or old}
@@ -185,16 +195,16 @@ def activate(args, ask, tell):
     intent |= {"container": was["Id"] if was else None, "status": status}
     records.journal("begin", **{key: intent[key] for key in ("from", "to", "who", "why")})
     if in_place is not None:
-        write(records.before, in_place)
+        write_file(records.before, in_place)
     remove(records.confirmation)
-    write(records.pending, json.dumps(intent))
+    write_file(records.pending, json.dumps(intent))
     started = time.monotonic()
     try:
         records.journal("drain")
         command("drain", ask.get("drain"))
         records.journal("switch", to=args.release)
         down = time.monotonic()  # the deadline is the service's; a drain has its own
-        write(service.override, read(override))
+        write_file(service.override, read_text(override))
         anew = args.recreate or os.path.exists(records.recreate) or (old == args.release and not healthy(was))
         service.up(args.within, anew)
         found = service.wait_healthy(max(1, args.within - (time.monotonic() - down)), was)
@@ -215,10 +225,10 @@ def activate(args, ask, tell):
         service.check_inside(found, args.store, args.release, ask.get("expect_env") or {})
         probe(ask.get("probe"), goldens)
         deaf()
-        write(records.pending, json.dumps({**intent, "confirmed": True}))
+        write_file(records.pending, json.dumps({**intent, "confirmed": True}))
     except Exception as error:  # whatever it is, the host goes back, and nothing interrupts that
         deaf()
-        no, logs = refusal(error, "activate").error, last_words(service)
+        no, logs = as_refused(error, "activate").error, last_words(service)
         state = revert(records, intent)
         return {"ok": False, "state": state, "error": {**no, "where": f"{state}: {no['where']}"}, "logs": logs}
     # Only forward from here: what fails now leaves the intent, with that word in it, to the next run.
@@ -248,7 +258,7 @@ def await_confirmation(records, within, tell, answer):
     records.journal("await", token=token, seconds=within)
     tell({**answer, "state": "awaiting", "token": token})
     until = time.monotonic() + within
-    while read(records.confirmation) != token:
+    while read_text(records.confirmation) != token:
         if time.monotonic() > until:
             found = "nobody could log in again, or the controller died"
             raise Refused("activate", "was not confirmed", f"a new connection within {within:.0f} s", found)
@@ -258,12 +268,12 @@ def await_confirmation(records, within, tell, answer):
 def confirm(records, intent):
     """What a confirmed release changes in the records; written again where it was cut off."""
     records.journal("confirm", to=intent["to"])
-    write(os.path.join(records.store, "current"), f"{intent['to']}\n")
+    write_file(os.path.join(records.store, "current"), f"{intent['to']}\n")
     if intent["from"] != intent["to"]:
-        write(os.path.join(records.store, "previous"), f"{intent['previous'] or ''}\n")
+        write_file(os.path.join(records.store, "previous"), f"{intent['previous'] or ''}\n")
     # The same release may be staged again with other settings, and those be turned down: what was confirmed stays told.
-    if text := read(os.path.join(intent["stack"], intent["override"])):
-        write(os.path.join(records.store, "state", intent["to"], "compose.confirmed.yaml"), text)
+    if text := read_text(os.path.join(intent["stack"], intent["override"])):
+        write_file(os.path.join(records.store, "state", intent["to"], "compose.confirmed.yaml"), text)
 
 
 def finish(records, intent, answer):
@@ -281,7 +291,7 @@ def finish(records, intent, answer):
         answer = {**answer, "ok": False, "state": f"{answer['state']}, not readmitted", "error": no.error}
         try:
             if intent.get("readmit"):
-                write(records.away, json.dumps({"why": str(no)}))
+                write_file(records.away, json.dumps({"why": str(no)}))
         except OSError:
             return answer  # a full disk: the intent stays, and the next run readmits
     else:
@@ -310,9 +320,13 @@ def revert(records, intent):
                     records.tell("revert again", why=str(error)[-300:], engine_restarted=anew)
                 time.sleep(1)  # an engine that restarts comes back
                 continue
-            why = {"why": f"reverting to {intent['from']} failed: {error}", "at": now(), "logs": last_words(service)}
+            why = {
+                "why": f"reverting to {intent['from']} failed: {error}",
+                "at": utc_now(),
+                "logs": last_words(service),
+            }
             with contextlib.suppress(OSError):  # a full disk: the intent stays, and the next run tries again
-                write(records.frozen, json.dumps(why))
+                write_file(records.frozen, json.dumps(why))
             records.tell("frozen", why=why["why"])
             return "frozen"
     records.tell("withdrawn", to=intent["from"])
@@ -325,13 +339,13 @@ def put_back(records, service, intent, within, anew):
     if anew and not alike:
         service.clear()  # first, as its logs may be what fills the disk
     if intent["from"] and records.current() != intent["from"]:
-        write(os.path.join(records.store, "current"), f"{intent['from']}\n")
+        write_file(os.path.join(records.store, "current"), f"{intent['from']}\n")
     elif not intent["from"]:
         remove(os.path.join(records.store, "current"))
     if not intent["had_override"]:
         remove(service.override)
-    elif read(service.override) != read(records.before):
-        write(service.override, read(records.before))
+    elif read_text(service.override) != read_text(records.before):
+        write_file(service.override, read_text(records.before))
     if alike:
         service.without_loader()
     elif intent["was_running"]:
@@ -361,7 +375,7 @@ def untouched(service, intent):
 def recover(records):
     """Finish what a killed run left: its intent stands in state/pending; anything not confirmed is put back."""
     # frozen: nothing more is tried
-    intent = records.intent() if read(records.frozen) is None else None
+    intent = records.intent() if read_text(records.frozen) is None else None
     if intent is None:
         return None
     if intent.get("confirmed"):
@@ -383,7 +397,7 @@ def switching(store):
 
 
 def alone(store, within):
-    return locked(switching(store), "is being switched", within)
+    return hold_lock(switching(store), "is being switched", within)
 
 
 def detached(args, ask):
@@ -434,12 +448,12 @@ def background(args, ask, pipe):
             try:
                 answer = {"ok": True, **activate(args, ask, awaiting)}
             except Exception as error:  # after the confirmation, that a record cannot be written
-                answer = {"ok": False, "error": refusal(error, args.store).error}
+                answer = {"ok": False, "error": as_refused(error, args.store).error}
                 answer |= {"state": "unknown"} if token else {}
             if token:  # somebody waits for how it ended
-                write(Records(args.store).outcome, json.dumps({"token": token[0], **answer}))
+                write_file(Records(args.store).outcome, json.dumps({"token": token[0], **answer}))
     except Exception as error:
-        answer = {"ok": False, "error": refusal(error, args.store).error}
+        answer = {"ok": False, "error": as_refused(error, args.store).error}
     tell(answer)
     return 0
 
@@ -447,11 +461,11 @@ def background(args, ask, pipe):
 def confirmed(args):
     """Say that a new connection came through, and wait for the outcome."""
     records = Records(args.store)
-    write(records.confirmation, args.token)
+    write_file(records.confirmation, args.token)
     until = time.monotonic() + args.within
     while True:
-        alive = held(switching(args.store)) and time.monotonic() < until
-        outcome = noted(records.outcome)
+        alive = is_locked(switching(args.store)) and time.monotonic() < until
+        outcome = read_record(records.outcome)
         if outcome.get("token") == args.token:
             return outcome
         if not alive:
@@ -474,7 +488,7 @@ def main(argv):
     args = parser.parse_args(argv)
     os.umask(0o022)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost connection is no reason to stop in the middle
-    return answered(lambda: run(args), args.store)
+    return print_answer(lambda: run(args), args.store)
 
 
 def run(args):

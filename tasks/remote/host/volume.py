@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-from tasks.remote.common.files import digests
+from tasks.remote.common.files import hash_files
 from tasks.remote.common.trees import differences
 from tasks.shared import layout
 
@@ -28,7 +28,7 @@ def faults(lock):
     if root is None:
         return {lock.volume: "missing"}
     tree = layout.cache_tree(lock)
-    hashed = digests([os.path.join(root, path) for path in tree.blobs])
+    hashed = hash_files([os.path.join(root, path) for path in tree.blobs])
     found = differences(root, tree, lambda path, sha256: hashed[path] != sha256)
     found.pop(OWN, None)
     return found

@@ -184,7 +184,7 @@ def test_a_second_fetch_says_who_holds_the_store(host, hub, locked):
     assert f"pid {first.pid}" in answer["error"]["found"]
     first.kill()
     first.wait()
-    while files.held(note):  # what it had started ends with it
+    while files.is_locked(note):  # what it had started ends with it
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -34,7 +34,7 @@ class Stub:
         return [Stub.up_now["Id"]] if Stub.up_now else []
 
     def up(self, within, recreate=False):
-        text = switch.read(self.override)
+        text = switch.read_text(self.override)
         Stub.up_now = {"Id": f"c {text}", "text": text, "State": {"Status": "running", "StartedAt": "then"}}
 
     def wait_healthy(self, within, was=None):
@@ -88,15 +88,15 @@ def machine(store, monkeypatch):
 
 def full(monkeypatch, *names):
     """No space for files of these names."""
-    real = switch.write
+    real = switch.write_file
 
     def write(path, text, *more):
         if os.path.basename(path) in names:
             raise OSError(28, "No space left on device", path)
         real(path, text, *more)
 
-    monkeypatch.setattr(switch, "write", write)
-    return lambda: monkeypatch.setattr(switch, "write", real)
+    monkeypatch.setattr(switch, "write_file", write)
+    return lambda: monkeypatch.setattr(switch, "write_file", real)
 
 
 def records_of(store):
@@ -289,9 +289,9 @@ def test_recover_says_that_it_could_not(store, monkeypatch):
 HOLDER = """
 import sys
 sys.path[:0] = {paths}
-from tasks.remote.common.files import locked
+from tasks.remote.common.files import hold_lock
 from tasks.remote.host.service import docker
-with locked({lock!r}, "busy"):
+with hold_lock({lock!r}, "busy"):
     print("held", flush=True)
     print(docker("compose", timeout={timeout}).returncode, flush=True)
 """
@@ -325,7 +325,7 @@ def holder(tmp_path):
 
 def lives(pid):
     """Whether the process runs: one that has ended and that nobody has waited for has no command line any more."""
-    return bool(files.read(f"/proc/{pid}/cmdline"))
+    return bool(files.read_text(f"/proc/{pid}/cmdline"))
 
 
 def gone(what):
@@ -340,13 +340,13 @@ def test_compose_that_outlives_its_killed_program_keeps_the_next_one_out(holder,
     gone(lambda: not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text())
     process.kill()
     process.wait()
-    assert files.held(lock), "it may still be changing containers"
+    assert files.is_locked(lock), "it may still be changing containers"
     os.killpg(int((tmp_path / "pid").read_text()), 9)
-    gone(lambda: files.held(lock))
+    gone(lambda: files.is_locked(lock))
 
 
 def test_a_command_that_ran_out_of_time_ends_with_its_plugins(holder, tmp_path):
     process, lock = holder(f"sleep 61 & echo $! > {tmp_path}/plugin; wait", timeout=1)
     assert process.stdout.readline() == "124\n"
     process.wait()
-    gone(lambda: lives((tmp_path / "plugin").read_text().strip()) or files.held(lock))
+    gone(lambda: lives((tmp_path / "plugin").read_text().strip()) or files.is_locked(lock))

@@ -75,7 +75,7 @@ def test_an_answer_begins_on_a_line_of_its_own():
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         print("maintenance until Monday", end="")
-        files.answered(lambda: {"current": 1}, "/x")
+        files.print_answer(lambda: {"current": 1}, "/x")
     assert last_json_object(out.getvalue().splitlines(), "ok") == {"ok": True, "current": 1}
 
 
