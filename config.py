@@ -1,6 +1,8 @@
-"""pyinfra reads this first. It ends without a table where no host can be reached, and with exit code 0 where that is no
-success: after a --limit that matches no host (a typing error), after a --dry whatever that found, and where it was the
-report that found a host wanting, not an operation."""
+"""pyinfra reads this first. It corrects three exit codes that would be 0, and prints a table where pyinfra prints none.
+
+They are: a --limit that matches no host (a typing error), a --dry that found something bad, and a host that the report
+calls failed where no operation failed.
+"""
 
 import atexit
 import logging
@@ -11,29 +13,29 @@ from pathlib import Path
 from pyinfra import state
 from pyinfra.api.exceptions import PyinfraError
 
-from tasks.control.reporting import recorder as report
+from tasks.control import opening
+from tasks.control.command_line import CommandLine
+from tasks.control.reporting.recorder import Unreached
 
-logging.getLogger("pyinfra").addHandler(report.Unreached())
+unreached = Unreached()
+logging.getLogger("pyinfra").addHandler(unreached)
+command_line = CommandLine(tuple(sys.argv[1:]))
 
-
-commands = report.commands()
-if commands and not Path(report.inventory()).is_file():
+if command_line.commands and not Path(command_line.inventory).is_file():
     # pyinfra would take the name for a host's, and end well with none.
     there = ", ".join(sorted(map(str, Path("inventories").glob("*.py"))))
-    raise PyinfraError(f"{report.inventory()}: there is no such inventory; expected one of {there}")
+    raise PyinfraError(f"{command_line.inventory}: there is no such inventory; expected one of {there}")
 
 
-def last_word() -> None:
-    silent = commands and "tasks.control.run" not in sys.modules  # pyinfra ended before it read the command
-    bad = bool(report.FAILED)
-    if silent and report.UNREACHED:
-        from tasks.control import run
-        from tasks.control.reporting import table
-
-        run.leave_out()
-        bad = not report.Report(state, run.roles(), None, table.DEPLOY).write()
-    elif silent and any(word.startswith(("--limit", "--exclude")) for word in sys.argv):
-        print(f"{commands[0]}: was not run for any host; is there a typing error in --limit?", file=sys.stderr)
+def correct_exit_code() -> None:
+    recorder = opening.recorder_of(state)
+    ended_early = bool(command_line.commands) and not unreached.command_began
+    if ended_early and unreached.hosts:
+        recorder = opening.report_unreachable()
+    bad = bool(recorder and recorder.failed)
+    if recorder is None and ended_early and command_line.has_limit:
+        what = "was not run for any host; is there a typing error in --limit?"
+        print(f"{command_line.commands[0]}: {what}", file=sys.stderr)
         bad = True
     if bad:
         sys.stdout.flush()
@@ -41,4 +43,4 @@ def last_word() -> None:
         os._exit(1)
 
 
-atexit.register(last_word)
+atexit.register(correct_exit_code)

@@ -2,63 +2,68 @@
 
     pyinfra -y inventories/prod.py deploy.py
 
-lock → fetch → prove → stage (push, admit, smoke) → activate. Gates between the phases make it run as it reads, and stop it.
+preflight → lease → fetch → prove → stage (push, admit, smoke) → activate, wave by wave. The gates between the phases keep this
+order, and stop the rollout where a phase fails.
 """
 
-from pyinfra import host, state
+from pyinfra import host
 
-from tasks.control import run
-from tasks.control import ssh as fleet
-from tasks.control.lockfile import Goldens, check_signed, read_lock
+from tasks.control import assess, opening
+from tasks.control.gates import gate
+from tasks.control.host_run import Evidence
+from tasks.control.inputs import read_rollout
 from tasks.control.operations.checking import preflight
 from tasks.control.operations.fetching import fetch, prove
 from tasks.control.operations.leasing import lease
 from tasks.control.operations.staging import stage
-from tasks.control.operations.switching import activate, stay, withdraw
-from tasks.control.reporting import recorder as report
+from tasks.control.operations.switching import activate, recheck, withdraw
 
-settings = run.open_run()
-lock = run.refuse(read_lock, settings, report.inventory())
-run.refuse(check_signed, settings, lock)
-goldens = Goldens(settings)
-plan = run.plan(settings.waves)
-report.install(state, run.roles(), lock.id, plan=lambda: plan, costs=lock.costs())
-
-bastion = fleet.bastion().name
-gpus = run.in_service()
-everyone = [name for name in run.roles() if name == bastion or name in gpus]
-on_bastion, failures = host.name == bastion, settings.max_failed_hosts
+run = opening.open_run(read_rollout)
+settings, bastion, gpus, everyone = run.settings, run.bastion.name, run.gpus, run.everyone
 
 if host.name in everyone:
-    preflight(name="Preflight", problems=run.look(lock, plan))
-    fleet.gate(name="Gate: every host is fit", before=everyone, after=everyone, key="fit")
+    me = run.hosts[host.name]
+    preflight(name="Preflight", run=run, problems=assess.problems(run, me, run.release))
+    assess.plan(run, me)
+    gate(name="Gate: every host is fit", run=run, before=everyone, after=everyone, evidence=Evidence.FIT)
 
 if host.name in gpus:
-    lease(name="Lease", settings=settings, release=lock.id, why="deploy", needed=lambda: run.changes(lock, goldens))
+    lease(name="Lease", run=run, release=run.release.id, why="deploy", needed=run.changes_something)
 if gpus and host.name in everyone:
-    fleet.gate(name="Gate: the hosts are ours", before=gpus, after=everyone, key="leased")
+    gate(name="Gate: the hosts are ours", run=run, before=gpus, after=everyone, evidence=Evidence.LEASED)
 
-if on_bastion:
-    fetch(name="Fetch", lock=lock, settings=settings)
-    prove(name="Prove", lock=lock, settings=settings, goldens=goldens)
+if host.name == bastion:
+    fetch(name="Fetch", run=run)
+    prove(name="Prove", run=run)
 if bastion in everyone and host.name in everyone:
-    fleet.gate(name="Gate: the release is proven", before=[bastion], after=everyone, key="proven")
+    gate(name="Gate: the release is proven", run=run, before=[bastion], after=everyone, evidence=Evidence.PROVEN)
 
 if host.name in gpus:
-    stage(name="Stage: push, admit, smoke", lock=lock, settings=settings, goldens=goldens)
-    fleet.gate(name="Gate: staged everywhere", before=gpus, after=gpus, key="staged", max_failed=failures)
+    stage(name="Stage: push, admit, smoke", run=run)
+    gate(
+        name="Gate: staged everywhere",
+        run=run,
+        before=gpus,
+        after=gpus,
+        evidence=Evidence.STAGED,
+        max_failed=settings.max_failed_hosts,
+    )
 
-for number, wave in host.loop(list(enumerate(plan, 1))):
-    so_far = [name for earlier in plan[:number] for name in earlier]
-    after = [name for later in plan[number:] for name in later]
+for number, wave in host.loop(list(enumerate(run.waves, 1))):
+    so_far, after = run.hosts_up_to(number), run.hosts_after(number)
     if host.name in wave:
-        activate(name=f"Activate: wave {number}", lock=lock, settings=settings)
+        activate(name=f"Activate: wave {number}", run=run)
     if host.name in so_far:
-        stay(name=f"Stay: what serves after wave {number}", settings=settings)
+        recheck(name=f"Recheck: hosts up to wave {number}", run=run)
     back = {"stop": [], "withdraw-wave": wave, "withdraw-all": so_far}[settings.on_failure]
     if back and host.name in so_far:
-        withdraw(name=f"Withdraw: wave {number}, if it failed", settings=settings, hosts=back)
+        withdraw(name=f"Withdraw: wave {number}, if it failed", run=run, hosts=back)
     if after and host.name in [bastion, *so_far, *after]:
-        fleet.gate(
-            name=f"Gate: wave {number} is confirmed", before=so_far, after=after, key="confirmed", max_failed=failures
+        gate(
+            name=f"Gate: wave {number} is confirmed",
+            run=run,
+            before=so_far,
+            after=after,
+            evidence=Evidence.CONFIRMED,
+            max_failed=settings.max_failed_hosts,
         )

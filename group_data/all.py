@@ -1,4 +1,4 @@
-"""Values for every inventory; an inventory's own file (prod.py, lab.py) overrides them. README, Settings, has them all."""
+"""Values for every inventory; an inventory's own file (prod.py, lab.py) overrides them. docs/settings.md has them all."""
 
 model_store = "/srv/models"
 stack = "/srv/docai"

@@ -3,7 +3,7 @@
 lock = "lab_fleet"
 models = [{"repo": "docai/plain-tiny", "revision": "main"}]
 image = "docker-daemon:docai/light:1.0"
-family = "plain"
+family = "custom"
 smoke_command = ["python3", "/app/app.py", "--embed"]
 hub = "https://lab-hub"
 xet = "off"

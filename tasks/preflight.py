@@ -1,15 +1,12 @@
-"""What is lacking on any host, all at once, before a byte moves: pyinfra -y INVENTORY tasks/preflight.py"""
+"""What is missing on any host, all at once, before a byte moves: pyinfra -y INVENTORY tasks/preflight.py"""
 
-from pyinfra import host, state
+from pyinfra import host
 
-from tasks.control import lockfile as locks
-from tasks.control import run
-from tasks.control import ssh as fleet
+from tasks.control import assess, opening
+from tasks.control.inputs import read_lock_if_there
 from tasks.control.operations.checking import preflight
-from tasks.control.reporting import recorder as report
 
-settings = run.open_run()
-lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None
-report.install(state, run.roles(), lock.id if lock else None)
-if host.name in [fleet.bastion().name, *run.in_service()]:
-    preflight(name="Preflight", problems=run.look(lock))
+run = opening.open_run(read_lock_if_there)
+
+if host.name in run.everyone:
+    preflight(name="Preflight", run=run, problems=assess.problems(run, run.hosts[host.name], run.lock))

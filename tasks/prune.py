@@ -4,29 +4,28 @@
 --data keep_releases=2
 """
 
-from pyinfra import host, state
-from pyinfra.api.exceptions import PyinfraError
+from pyinfra import host
 
-from tasks.control import lockfile as locks
-from tasks.control import run
-from tasks.control import ssh as fleet
-from tasks.control.operations import leasing
+from tasks.control import assess, opening
+from tasks.control.gates import gate
+from tasks.control.host_run import Evidence
+from tasks.control.inputs import read_for_prune
 from tasks.control.operations.keeping import prune
-from tasks.control.reporting import recorder as report
-from tasks.control.reporting import table
+from tasks.control.operations.leasing import lease
+from tasks.control.reporting.table import PRUNE
 
-settings = run.open_run()
-lock = run.refuse(locks.read_lock, settings, report.inventory()) if locks.lock_path(settings).exists() else None
-report.install(state, run.roles(), None, table.PRUNE)
+run = opening.open_run(read_for_prune, columns=PRUNE)
 
-bastion, gpus = fleet.bastion().name, run.in_service()
-if bastion in run.roles() and not run.whole_fleet():
-    what = "what a rollout pushes stays on the bastion, and --limit leaves out hosts that one may hold"
-    raise PyinfraError(f"{what}. Next: no --limit, or --exclude {bastion}")
-if host.name in [bastion, *gpus]:
-    run.look(None)
-    if host.name in gpus:
-        leasing.lease(name="Lease", settings=settings, release="none", why="prune")
-    if gpus:  # what a rollout pushes stays on the bastion
-        fleet.gate(name="Gate: the hosts are ours", before=gpus, after=[bastion], key="leased")
-    prune(name="Prune", settings=settings, lock=lock)
+if host.name in run.everyone:
+    assess.inspect(run.hosts[host.name])
+    if host.name in run.gpus:
+        lease(name="Lease", run=run, release="none", why="prune")
+    if run.gpus:  # what a rollout pushes stays on the bastion
+        gate(
+            name="Gate: the hosts are ours",
+            run=run,
+            before=run.gpus,
+            after=[run.bastion.name],
+            evidence=Evidence.LEASED,
+        )
+    prune(name="Prune", run=run)

@@ -5,34 +5,38 @@
 Needs neither the bastion nor the Hub. First every host proves that its target is intact; then they switch as forward.
 """
 
-from pyinfra import host, state
+from pyinfra import host
 
-from tasks.control import run
-from tasks.control import ssh as fleet
+from tasks.control import assess, opening
+from tasks.control.gates import gate
+from tasks.control.host_run import Evidence
+from tasks.control.inputs import read_rollback
 from tasks.control.operations.leasing import lease
-from tasks.control.operations.switching import check_target, one_target, roll_back, stay
-from tasks.control.reporting import recorder as report
+from tasks.control.operations.switching import check_target, one_target, recheck, roll_back
 
-settings = run.open_run(bastion=False)
-plan = run.plan(settings.rollback_waves, own=False)
-gpus = run.in_service()
-report.install(state, run.gpus(), None, plan=lambda: plan)
+run = opening.open_run(read_rollback, opening.About.GPUS)
+gpus = run.gpus
 
 if host.name in gpus:
-    run.look(None)
-    lease(name="Lease", settings=settings, release=settings.release or "previous", why="rollback")
-    fleet.gate(name="Gate: the hosts are ours", before=gpus, after=gpus, key="leased")
-    check_target(name="Check: the target is intact", settings=settings)
-    fleet.gate(name="Gate: intact everywhere", before=gpus, after=gpus, key="intact")
-    one_target(name="Check: one release for all", hosts=gpus)
-    fleet.gate(name="Gate: the hosts agree", before=gpus, after=gpus, key="agreed")
+    assess.inspect(run.hosts[host.name])
+    lease(name="Lease", run=run, release=run.settings.release or "previous", why="rollback")
+    gate(name="Gate: the hosts are ours", run=run, before=gpus, after=gpus, evidence=Evidence.LEASED)
+    check_target(name="Check: the target is intact", run=run)
+    gate(name="Gate: intact everywhere", run=run, before=gpus, after=gpus, evidence=Evidence.INTACT)
+    one_target(name="Check: one release for all", run=run)
+    gate(name="Gate: the hosts agree", run=run, before=gpus, after=gpus, evidence=Evidence.AGREED)
 
-for number, wave in host.loop(list(enumerate(plan, 1))):
-    so_far = [name for earlier in plan[:number] for name in earlier]
-    after = [name for later in plan[number:] for name in later]
+for number, wave in host.loop(list(enumerate(run.waves, 1))):
+    so_far, after = run.hosts_up_to(number), run.hosts_after(number)
     if host.name in wave:
-        roll_back(name=f"Roll back: wave {number}", settings=settings)
+        roll_back(name=f"Roll back: wave {number}", run=run)
     if host.name in so_far:
-        stay(name=f"Stay: what serves after wave {number}", settings=settings)
+        recheck(name=f"Recheck: hosts up to wave {number}", run=run)
     if after and host.name in [*so_far, *after]:
-        fleet.gate(name=f"Gate: wave {number} is confirmed", before=so_far, after=after, key="confirmed")
+        gate(
+            name=f"Gate: wave {number} is confirmed",
+            run=run,
+            before=so_far,
+            after=after,
+            evidence=Evidence.CONFIRMED,
+        )

@@ -1,20 +1,17 @@
-"""What runs where, and whether it is what was confirmed; changes nothing: pyinfra -y INVENTORY tasks/status.py
+"""What runs where, and whether it is what was confirmed. Changes nothing: pyinfra -y INVENTORY tasks/status.py
 
 The same as JSON in reports/last.json. Exit code 1 on drift, and on a fleet that answers in two embedding spaces.
 """
 
-from pyinfra import host, state
+from pyinfra import host
 
-from tasks.control import lockfile as locks
-from tasks.control import run
+from tasks.control import assess, opening
+from tasks.control.inputs import lock_to_compare, note_lock_in_git
 from tasks.control.operations.checking import status
-from tasks.control.reporting import recorder as report
-from tasks.control.reporting import table
+from tasks.control.reporting.table import STATUS
 
-settings = run.open_run(bastion=False)
-lock = locks.locked(settings)
-report.install(state, run.gpus(), None, table.STATUS, locked=lock.id if lock else None)
+run = opening.open_run(note_lock_in_git, opening.About.GPUS, STATUS)
 
-if host.name in run.in_service():
-    run.look(None)
-    status(name="Status", settings=settings, lock=lock)
+if host.name in run.gpus:
+    assess.inspect(run.hosts[host.name])
+    status(name="Status", run=run, lock=lock_to_compare(run))

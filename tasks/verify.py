@@ -1,18 +1,16 @@
 """Hash the current release of each host again: pyinfra -y INVENTORY tasks/verify.py
 
---data sample=10      percent of the bytes, in blobs chosen by lot; all of them by default
+--data sample=10      percent of the bytes, as a random sample of blobs; all of them by default
 """
 
-from pyinfra import host, state
+from pyinfra import host
 
-from tasks.control import run
+from tasks.control import assess, opening
 from tasks.control.operations.checking import verify
-from tasks.control.reporting import recorder as report
-from tasks.control.reporting import table
+from tasks.control.reporting.table import VERIFY
 
-settings = run.open_run(bastion=False)
-report.install(state, run.gpus(), None, table.VERIFY)
+run = opening.open_run(about=opening.About.GPUS, columns=VERIFY)
 
-if host.name in run.in_service():
-    run.look(None)
-    verify(name="Verify", settings=settings)
+if host.name in run.gpus:
+    assess.inspect(run.hosts[host.name])
+    verify(name="Verify", run=run)

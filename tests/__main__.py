@@ -1,6 +1,7 @@
-"""All tests, on a machine that has nothing but Python and git: python3 -m tests [pytest arguments]
+"""All tests, on a machine that has nothing but Python and git: python3 -m tests [fast | pytest arguments]
 
 Installs what is missing, builds the lab's images once, then: ruff, types, unit, integration, and the lab end to end.
+fast: ruff, types and unit tests alone. They need no root, no network and no engine, once the packages are in .venv.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ SECOND = [f"tests/e2e/test_{name}.py" for name in ("30_rollouts", "32_commands",
 
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs beside ends, too
-    machine.install()
+    only_fast = sys.argv[1:] == ["fast"]
+    if not only_fast:
+        machine.install()
     python = machine.environment(ROOT / "requirements.txt", ROOT / "tests/requirements.txt")
-    for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
-        if subprocess.run([python, "-m", *words], cwd=ROOT).returncode:
-            return 1
+    if code := fast(python) if only_fast else style(python):
+        return code
+    if only_fast:
+        return 0
     pytest = [python, "-m", "pytest"]
     if sys.argv[1:]:
         return subprocess.run([*pytest, *sys.argv[1:]], cwd=ROOT).returncode
@@ -41,6 +45,20 @@ def main() -> int:
     with beside(second, ["nice", "-n", "19", *pytest, *spread, "tests/integration"]) as others:
         codes = [subprocess.run(first, cwd=ROOT).returncode, *(process.wait() for process in others)]
     return max(codes, key=abs)
+
+
+def style(python: str) -> int:
+    """ruff and mypy; -> the first exit code that is not 0."""
+    for words in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+        if code := subprocess.run([python, "-m", *words], cwd=ROOT).returncode:
+            return code
+    return 0
+
+
+def fast(python: str) -> int:
+    """Style and types, and the unit tests beside them; -> an exit code."""
+    with subprocess.Popen([python, "-m", "pytest", "-q", "tests/unit"], cwd=ROOT) as units:
+        return style(python) or units.wait()
 
 
 @contextmanager

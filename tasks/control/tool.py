@@ -1,4 +1,4 @@
-"""How a phase reaches a machine: the tool (one zip of the remote programs), its calls, small files, and clear refusals.
+"""The tool on the other machines: one zip of the remote programs. How it gets there, how it is called, what it answers.
 
 Nothing here raises out of an operation: bad news about one host fails that host alone.
 """
@@ -11,23 +11,51 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent.lock import BoundedSemaphore
 from pyinfra import logger
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand
 
-from tasks.control import ssh as fleet
-from tasks.control.reporting import recorder as report
-from tasks.control.settings import Settings
+from tasks.control.host_run import HostRun
+from tasks.control.rules.states import State
+from tasks.control.ssh import send_file
 from tasks.shared.answers import last_json_object
 from tasks.shared.errors import Refused, describe
 from tasks.shared.lock import Lock
 
-ROOT = Path(__file__).parents[1]  # tasks/
-_tools = BoundedSemaphore(1)
+if TYPE_CHECKING:
+    from tasks.control.run import Run
+
+TASKS = Path(__file__).parents[1]
+REPOSITORY = TASKS.parent
+
+
+class Tool:
+    """The zip of remote programs. The same sources give the same bytes, so its name is its content."""
+
+    def __init__(self) -> None:
+        self.bringing = BoundedSemaphore(1)
+
+    @cached_property
+    def data(self) -> bytes:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in sorted(sources().items()):
+                info = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, text, zipfile.ZIP_DEFLATED)
+        return packed.getvalue()
+
+    @cached_property
+    def name(self) -> str:
+        return f"tool-{hashlib.sha256(self.data).hexdigest()[:12]}.pyz"
+
+    def path(self, store: str) -> str:
+        """Where it lies on a machine with this store."""
+        return f"{store}/tool/{self.name}"
 
 
 def sources() -> dict[str, bytes]:
@@ -35,32 +63,14 @@ def sources() -> dict[str, bytes]:
 
     The entry point stands at the top, where Python looks for it.
     """
-    folders = (ROOT / "shared", ROOT / "remote")
-    files = [ROOT / "__init__.py", *(path for folder in folders for path in folder.rglob("*.py"))]
-    found = {str(path.relative_to(ROOT.parent)): path.read_bytes() for path in files}
+    files = [TASKS / "__init__.py", *(TASKS / "shared").rglob("*.py"), *(TASKS / "remote").rglob("*.py")]
+    found = {str(path.relative_to(REPOSITORY)): path.read_bytes() for path in files}
     return {**found, "__main__.py": found.pop("tasks/remote/__main__.py")}
 
 
-@cache
-def tool() -> tuple[str, bytes]:
-    """(name, bytes) of the zip of remote programs; the same sources give the same bytes, so its name is its content."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in sorted(sources().items()):
-            info = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
-            info.external_attr = 0o644 << 16
-            archive.writestr(info, data, zipfile.ZIP_DEFLATED)
-    data = packed.getvalue()
-    return f"tool-{hashlib.sha256(data).hexdigest()[:12]}.pyz", data
-
-
-def tool_path(settings: Settings) -> str:
-    return f"{settings.model_store}/tool/{tool()[0]}"
-
-
 def options(**values: Any) -> list[str]:
-    """Keywords as a command's options: True is a flag, None and False are left out, a list repeats its option."""
-    words = []
+    """Keywords as the options of a command: True is a flag, None and False are left out, a list repeats its option."""
+    words: list[str] = []
     for key, value in values.items():
         name = f"--{key.rstrip('_').replace('_', '-')}"
         for each in value if isinstance(value, list | tuple) else [value]:
@@ -71,121 +81,129 @@ def options(**values: Any) -> list[str]:
     return words
 
 
-def call(
-    target: Any, *program: str, document: str | None = None, deadline: int = 600, python: str = "python3", **more: Any
-) -> dict[str, Any]:
-    """Run a program of the tool on `target`'s store; its JSON, or {"ok": False, "answered": False, "error": …} when it
-    gave none.
+def command(run: Run, me: HostRun, *words: str, python: str = "python3") -> StringCommand:
+    """The shell command that runs a program of the tool on a host."""
+    quoted = [QuoteString(word) for word in words]
+    return StringCommand(QuoteString(python), QuoteString(run.tool.path(me.settings.model_store)), *quoted)
 
-    `deadline` (seconds) bounds it there and here; `more` are its options. Never raises.
+
+def call(
+    run: Run,
+    me: HostRun,
+    *program: str,
+    document: Any = None,
+    deadline: int = 600,
+    python: str = "python3",
+    **more: Any,
+) -> dict[str, Any]:
+    """Run a program of the tool on a host's store; return its JSON answer. It never raises.
+
+    document: what the program reads on standard input, as JSON or as a text. deadline: seconds, there and here. more: its
+    options. Where it gave no answer: {"ok": False, "answered": False, "error": …}.
     """
-    settings = report.RESULTS[target.name]["settings"]
-    words = [*program, *options(store=settings.model_store, **more)]
-    command = StringCommand(
-        # coreutils' timeout as well: pyinfra's own leaves the remote process running.
-        f"timeout -k 10 {deadline + 30}",
-        QuoteString(python),
-        QuoteString(tool_path(settings)),
-        *[QuoteString(word) for word in words],
-    )
-    ok, output = fleet.run(target, command, document, deadline + 60)
-    answer, no = last_json_object(output.stdout_lines, "ok"), None
+    words = [*program, *options(store=me.settings.model_store, **more)]
+    # coreutils' timeout as well: pyinfra's own leaves the remote process running.
+    bounded = StringCommand(f"timeout -k 10 {deadline + 30}", command(run, me, *words, python=python))
+    stdin = document if isinstance(document, str | None) else json.dumps(document)
+    ok, output = run.sessions.run(me.target, bounded, stdin, deadline + 60)
+    answer = last_json_object(output.stdout_lines, "ok")
     if answer is None:
         what = f"`{' '.join(program)}` gave no answer"
-        said = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
-        mend = "the same again, which ends what was begun"
-        no = {"where": target.name, "what": what, "found": said, "next": mend}
-    elif answer.get("ok") and not ok:
-        no = {"where": target.name, "what": f"`{program[0]}` failed after its answer"}
-    return {"ok": False, "answered": False, "error": no} if answer is None or no else answer
-
-
-def service(target: Any, settings: Settings) -> dict[str, Any]:
-    """Which service of which stack, as the programs on a host are told."""
-    stack = report.RESULTS[target.name]["seen"]["stack"]
-    return {
-        "stack": settings.stack,
-        "override": stack["override"],
-        "project": settings.project or stack["project"],
-        "service": settings.service,
-    }
-
-
-def probe(settings: Settings) -> dict[str, Any] | None:
-    return settings.probe.model_dump() if settings.probe else None
-
-
-def can_switch(target: Any, settings: Settings, lock: Lock) -> dict[str, Any]:
-    """The host's own answer whether it could switch to a release now; nothing is changed."""
-    document = json.dumps({"probe": probe(settings)})
-    return call(target, "switch", "check", document=document, release=lock.id, **service(target, settings))
-
-
-def put(target: Any, path: str, data: bytes) -> bool:
-    """Write a small file on `target`: staged beside, checked by digest, renamed."""
-    digest = hashlib.sha256(data).hexdigest()
-    staged = f"{path}.{os.getpid()}.put"
-    if not fleet.send(target, data, staged):
-        return False
-    check = StringCommand("echo", QuoteString(f"{digest}  {staged}"), "| sha256sum -c --quiet && chmod 0644 --")
-    move = StringCommand(check, QuoteString(staged), "&& mv -T --", QuoteString(staged), QuoteString(path))
-    return fleet.run(target, move, None, 60)[0]
-
-
-def ensure_tool(target: Any) -> None:
-    """The tool on `target`, once a run; hosts that share a bastion wait for the one that brings it."""
-    settings, seen = report.RESULTS[target.name]["settings"], report.RESULTS[target.name]["seen"]
-    if not seen:
-        raise Refused(target.name, "could not be looked at", next="tasks/preflight.py")
-    tools = seen["store"]["tools"]
-    with _tools:
-        if tool()[0] in tools:
-            return
-        path = tool_path(settings)
-        arrived = f"{path}.{os.getpid()}"
-        folder = StringCommand("umask 022; mkdir -p --", QuoteString(os.path.dirname(path)))
-        place = StringCommand("python3", QuoteString(arrived), "bytecode --to", QuoteString(path))
-        made = fleet.run(target, folder, None, 60)[0] and put(target, arrived, tool()[1])
-        if not made or not fleet.run(target, place, None, 120)[0]:
-            raise Refused(target.name, "cannot write the tool", next=f"look at {settings.model_store} there")
-        tools.append(tool()[0])
-
-
-def fail(target: Any, why: str, state_word: str = "failed") -> bool:
-    report.record(target.name, state=state_word, why=why)
-    target.log_styled(report.RESULTS[target.name]["why"], fg="red", log_func=logger.error)
-    return False
-
-
-def guarded(work: Callable[[Any], bool], phase: str = "", well: str = "") -> FunctionCommand:
-    """`work(host)` as a command whose refusals and connection errors fail this host alone, in one clear line.
-
-    Its time goes into the report, under the name of its phase; `well` is the state of a host that failed while this very
-    phase did what it is for. A host that `fell` is a failed one, but not to pyinfra, which would leave it out of what may
-    take it back.
-    """
-
-    def run(state: Any, host: Any) -> bool:
-        with report.phase(host.name, phase) as said:
-            try:
-                good = work(host)
-            except Refused as no:
-                good = fail(host, describe(no.error))
-            known = report.RESULTS[host.name]
-            said["ok"] = good or known.get("state") == well
-            return good or bool(known.get("fell") and not known.get("taken_back"))
-
-    return FunctionCommand(run, (), {})
-
-
-def broken(checked: Mapping[str, Any]) -> list[str]:
-    """What `store verify` found wrong with a release, named: damaged and missing blobs, and what in it is not as locked."""
-    return [blob["what"] for blob in checked["damaged"].values()] + checked["wrong"] + checked["missing"]
+        found = "; ".join(output.stderr_lines[-3:]) or "no output; did the connection break?"
+        fix = "the same again, which ends what was begun"
+        return {"ok": False, "answered": False, "error": Refused(me.name, what, found=found, next=fix).error}
+    if answer.get("ok") and not ok:
+        error = Refused(me.name, f"`{program[0]}` failed after its answer").error
+        return {"ok": False, "answered": False, "error": error}
+    return answer
 
 
 def expect(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The answer of a program, or Refused with its reason."""
+    """The answer of a program. Raises Refused with its reason where it says no."""
     if not answer.get("ok"):
         error = answer.get("error") or {}
         raise Refused(*(str(error.get(key, "")) for key in ("where", "what", "expected", "found", "next")))
     return answer
+
+
+def put_file(run: Run, me: HostRun, path: str, data: bytes) -> bool:
+    """Write a small file on a host: beside its place, checked by digest, renamed. Return whether it worked."""
+    digest = hashlib.sha256(data).hexdigest()
+    staged = f"{path}.{os.getpid()}.put"
+    if not send_file(me.target, data, staged):
+        return False
+    check = StringCommand("echo", QuoteString(f"{digest}  {staged}"), "| sha256sum -c --quiet && chmod 0644 --")
+    move = StringCommand(check, QuoteString(staged), "&& mv -T --", QuoteString(staged), QuoteString(path))
+    return run.sessions.run(me.target, move, None, 60)[0]
+
+
+def ensure_tool(run: Run, me: HostRun) -> None:
+    """Bring the tool to a host, once a run. Hosts that share a bastion wait for the one that brings it."""
+    if me.in_limit and me.facts is None:
+        raise Refused(me.name, "could not be inspected", next="tasks/preflight.py")
+    with run.tool.bringing:
+        if run.tool.name in me.tools:
+            return
+        path = run.tool.path(me.settings.model_store)
+        arrived = f"{path}.{os.getpid()}"
+        folder = StringCommand("umask 022; mkdir -p --", QuoteString(os.path.dirname(path)))
+        place = StringCommand("python3", QuoteString(arrived), "bytecode --to", QuoteString(path))
+        made = run.sessions.run(me.target, folder, None, 60)[0] and put_file(run, me, arrived, run.tool.data)
+        if not made or not run.sessions.run(me.target, place, None, 120)[0]:
+            raise Refused(me.name, "cannot write the tool", next=f"look at {me.settings.model_store} there")
+        me.tools.append(run.tool.name)
+
+
+def service_options(me: HostRun) -> dict[str, Any]:
+    """Which service of which stack, as the programs on a host are told."""
+    if me.facts is None or me.facts.stack is None:
+        raise Refused(me.name, "could not be inspected", next="tasks/preflight.py")
+    stack = me.facts.stack
+    return {
+        "stack": me.settings.stack,
+        "override": stack.override,
+        "project": me.settings.project or stack.project,
+        "service": me.settings.service,
+    }
+
+
+def probe_document(me: HostRun) -> dict[str, Any] | None:
+    """The setting `probe`, as the programs on a host read it."""
+    return me.settings.probe.model_dump() if me.settings.probe else None
+
+
+def could_switch(run: Run, me: HostRun, lock: Lock) -> Mapping[str, Any]:
+    """The host's own answer that it could switch to a release now. Nothing is changed. Raises Refused where it could not."""
+    document = {"probe": probe_document(me)}
+    return expect(call(run, me, "switch", "check", document=document, release=lock.id, **service_options(me)))
+
+
+def wrong_in(checked: Mapping[str, Any]) -> list[str]:
+    """What `store verify` found wrong with a release: damaged and missing blobs, and what in it is not as locked."""
+    return [*(str(blob["what"]) for blob in checked["damaged"].values()), *checked["wrong"], *checked["missing"]]
+
+
+def fail(me: HostRun, why: str, state: State = State.FAILED) -> bool:
+    """Record that this host failed, say why, and return False, as an operation's command does."""
+    me.says(state, why)
+    me.target.log_styled(me.why, fg="red", log_func=logger.error)
+    return False
+
+
+def guarded(me: HostRun, work: Callable[[], bool], phase: str = "", good: State | None = None) -> FunctionCommand:
+    """`work()` as a command whose refusals fail this host alone, in one clear line.
+
+    phase: its name on the report's timeline. good: the state of a host that failed while this very phase did what it is
+    for. A host that regressed is a failed one, but not to pyinfra: pyinfra would leave it out of what may take it back.
+    """
+
+    def command(state: Any, host: Any) -> bool:
+        with me.phase(phase) as now:
+            try:
+                done = work()
+            except Refused as no:
+                done = fail(me, describe(no.error))
+            now.ok = done or (good is not None and me.state is good)
+            return done or (me.regressed and not me.taken_back)
+
+    return FunctionCommand(command, (), {})

@@ -5,6 +5,7 @@ import sys
 
 PROGRAMS = {
     "bundle": "bastion.bundle",
+    "export": "bastion.export",
     "fetch": "bastion.fetch",
     "push": "bastion.push",
     "wheels": "bastion.wheels",
@@ -17,7 +18,7 @@ PROGRAMS = {
     "setup": "host.setup",
     "signed": "host.signed",
     "store": "host.store",
-    "switch": "host.switch",
+    "switch": "host.switch.program",
 }
 
 if __name__ == "__main__":

@@ -1,17 +1,36 @@
-"""The facts of a host: what one inspection sees and prints, as JSON of exactly these fields.
+"""The facts of a host: what one inspection is asked, and what it finds and prints, as JSON of exactly these fields.
 
 tasks/remote/inspect makes them, on the host. The control machine reads them back (tasks/control/operations/inspecting.py)
-and refuses a field that it does not know. None means that it is not there, or where the field's comment says so, that it
-could not be read: the inspection never guesses.
+and refuses a field that it does not know. None means that a thing is not there or, where the field's comment says so, that
+it could not be read: the inspection never guesses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 # pydantic reads this on the control machine; here it is plain data.
 STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an inspection is asked: the paths and names that the settings give.
+
+    store, signers: paths. bundle: the directory of a bundle, on a bastion that writes or takes one. stack, service, project:
+    the operator's Compose stack on a GPU host; `project` where the operator sets one. egress: the targets ("name:port") that
+    must not answer.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    store: str
+    signers: str
+    bundle: str | None = None
+    stack: str | None = None
+    service: str | None = None
+    project: str | None = None
+    egress: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,9 +80,10 @@ class Bundle:
 class Stack:
     """The operator's Compose stack.
 
-    files: its compose files by name, the one that Compose takes first; [] where there is none.
-    override: the name that our override has beside that file. overrides: {name: text} of every override that is there.
-    services: None where `docker compose config` refuses the file.
+    files: the names of its compose files, first the one that Compose takes; [] where there is none.
+    override: the name that our override has beside that file, None without one. overrides: {name: text} of every override
+    that is there, the text None where it cannot be read. project: None where neither Compose nor the operator says it.
+    services: None where `docker compose config` refuses the file, [] without a file.
     networks: {network: [what the service is called on it]} of the service, as Compose would make them.
     """
 

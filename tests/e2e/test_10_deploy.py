@@ -212,7 +212,7 @@ def test_a_signal_ends_with_a_table_and_its_code(machines, name, code):
     said += process.communicate(timeout=30)[0]
     busy.kill()
     assert process.returncode == code
-    assert f"stopped by {name}" in said and "Again, when mended: pyinfra -y" in said
+    assert f"stopped by {name}" in said and "Run again, once fixed: pyinfra -y" in said
     last = json.loads((ROOT / "reports/last.json").read_text())["hosts"][GPU2]["phases"][-1]
     assert (last["phase"], last["ok"]) == ("stage", False) and last["end"] - last["start"] > 0.5, "what was cut is told"
     assert pyinfra("deploy.py").code == 0

@@ -45,7 +45,7 @@ def test_rollback_needs_neither_bastion_nor_hub(settled):
         for name in (BASTION, "lab-hub"):
             lab.run("docker", "unpause", name)
     assert run.code == 0, run.said[-3000:]
-    assert {status.host(name)["state"] for name in direct} == {"in order"}
+    assert {status.host(name)["state"] for name in direct} == {"in sync"}
     assert {current(name) for name in direct} == {settled.release} and current("lab-gpu2") == new
     assert {run.host(name)["state"] for name in direct} == {"active"}
     rest = fleet("tasks/rollback.py", "--limit", "lab-gpu2")
@@ -65,7 +65,7 @@ def test_rollback_moves_nobody_when_one_host_lacks_its_target(settled):
     run = fleet("tasks/rollback.py")
     on(foreign, f"mv /tmp/ours {override}")
     assert run.code == 1 and "is not intact" in run.host(victim)["why"]
-    assert "no its override" in run.host(mangled)["why"] and "is not ours" in run.host(foreign)["why"]
+    assert "its override is missing" in run.host(mangled)["why"] and "is not ours" in run.host(foreign)["why"]
     assert run.host(HOSTS[0])["state"] == "held" and "raceback" not in run.said
     assert [container(name) for name in HOSTS] == ids and {current(name) for name in HOSTS} == {new}
 
@@ -79,7 +79,7 @@ def test_rollback_to_a_release_by_its_id(settled):
     run = fleet("tasks/rollback.py", "--data", f"release={settled.release}")
     assert run.code == 0 and {current(name) for name in HOSTS} == {settled.release}, run.said[-2000:]
     nowhere = fleet("tasks/rollback.py", "--data", f"release={'f' * 64}")
-    assert nowhere.code == 1 and "is not one release of this host" in nowhere.host(CANARY)["why"]
+    assert nowhere.code == 1 and "matches no release of this host" in nowhere.host(CANARY)["why"]
     assert {current(name) for name in HOSTS} == {settled.release}
 
 
@@ -141,7 +141,7 @@ def test_a_run_that_is_for_no_gpu_host_is_no_success(settled):
     for task in ("rollback", "status", "verify"):
         run = fleet(f"tasks/{task}.py", "--limit", BASTION)
         assert run.code == 1 and "none is meant" in run.said
-    for task in ("lock", "have"):
+    for task in ("lock", "contents"):
         run = fleet(f"tasks/{task}.py", "--limit", CANARY)
         assert run.code == 1 and f"is about {BASTION}" in run.said
     few = fleet("tasks/prune.py", "--limit", BASTION, "--limit", CANARY)
@@ -169,7 +169,7 @@ def test_a_second_rollout_shows_the_first_and_exits(settled):
         wrong = fleet("tasks/unlock.py", "--data", "lease=x00000000")
         assert wrong.code == 1 and leased(CANARY)["id"] in wrong.host(CANARY)["why"]
         status = fleet("tasks/status.py")
-        assert status.code == 0 and {status.host(name)["state"] for name in HOSTS} == {"in order", "switching"}
+        assert status.code == 0 and {status.host(name)["state"] for name in HOSTS} == {"in sync", "switching"}
         assert f"held by lease {leased(CANARY)['id']}" in status.said and "deploy since" in status.said
         begun = f"ls {STORE}/state"
         until("a host is being switched", lambda: any("pending" in on(name, begun).split() for name in HOSTS))
@@ -229,7 +229,7 @@ def test_status_changes_nothing_and_tells_what_runs(settled):
     assert run.code == 0, run.said[-2000:]
     for name in HOSTS:
         row = run.host(name)
-        assert (row["state"], row["release"], row["container"][:7]) == ("in order", settled.release, "healthy")
+        assert (row["state"], row["release"], row["container"][:7]) == ("in sync", settled.release, "healthy")
         assert row["cosine"] == 1.0 and row["since"] and row["verified"] and row["disk_free_bytes"] > 0
     assert [table(name, "docker ps -q --no-trunc") for name in HOSTS] == before
 
@@ -248,7 +248,7 @@ def test_status_names_drift(settled, what):
     on(CANARY, DRIFT[what])
     run = fleet("tasks/status.py")
     assert run.code == 1 and run.host(CANARY)["state"] == "drifted" and what in run.host(CANARY)["why"]
-    assert {run.host(name)["state"] for name in OTHERS} == {"in order"}
+    assert {run.host(name)["state"] for name in OTHERS} == {"in sync"}
 
 
 def test_a_deploy_brings_back_what_a_host_has_lost(settled):
@@ -284,7 +284,7 @@ def test_a_service_that_was_cut_off_or_mounts_what_is_gone_is_drift_and_made_ane
     assert "is not on its network light_front" in status.host(HOSTS[0])["why"]
     assert "is not called backend on its network light_default" in status.host(HOSTS[3])["why"]
     assert "missing or not readable" in status.host(HOSTS[1])["why"]
-    assert status.host(HOSTS[2])["state"] == "in order", status.said[-2000:]
+    assert status.host(HOSTS[2])["state"] == "in sync", status.said[-2000:]
     deploy()
     now = [container(name) for name in HOSTS]
     assert [old != new for old, new in zip(ids, now, strict=True)] == [True, True, False, True]

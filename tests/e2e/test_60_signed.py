@@ -280,6 +280,6 @@ def test_status_tells_what_serves_without_a_signature_and_a_deploy_brings_it(on_
     on(CANARY, f"rm {STORE}/state/{on_v1}/signed.json")
     status = fleet("tasks/status.py")
     assert status.code == 1 and "what serves here has none" in status.host(CANARY)["why"]
-    assert {status.host(name)["state"] for name in OTHERS} == {"in order"}
+    assert {status.host(name)["state"] for name in OTHERS} == {"in sync"}
     assert fleet("deploy.py", *SIGN).code == 0 and fleet("tasks/status.py").code == 0
     assert {name: container(name) for name in HOSTS} == ids

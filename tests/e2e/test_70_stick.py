@@ -18,7 +18,7 @@ from tests.lab import lab
 FAR, HOST = "lab-gpu3", "lab-gpu4"
 STICK, STORE = "/srv/stick", "/srv/far"
 FAR_LOCK = ROOT / "group_data/locks/lab_far.json"
-HAVE = ROOT / "reports/have.json"
+CONTENTS = ROOT / "reports/contents.json"
 OURS = f"rm -rf {STICK} {STORE}; docker rm -f light-backend-1 2>/dev/null || true; rm -f /srv/light/*override*"
 
 
@@ -80,7 +80,7 @@ def stick():
     for name in (FAR, HOST):
         on(name, OURS)
     on(BASTION, f"rm -rf {STICK}; mkdir {STICK}")
-    HAVE.unlink(missing_ok=True)
+    CONTENTS.unlink(missing_ok=True)
     lock_version("v1")
     about = written()
     committed("v1")
@@ -149,7 +149,7 @@ PIP_CONFIG_FILE=/dev/null /tmp/control/venv/bin/pip install --quiet --no-index -
     -r /tmp/control/hf-offline/requirements.txt 2>&1 || {{{{ echo failed; exit 0; }}}}
 cd /tmp/control/hf-offline
 /tmp/control/venv/bin/pyinfra --version
-/tmp/control/venv/bin/python -m tasks.lib.settings | head -1
+/tmp/control/venv/bin/python -c "from tasks.control import settings; print(settings.table())"
 /tmp/control/venv/bin/python -c "import tasks.control.reporting.page, tasks.control.run"
 """
 
@@ -162,12 +162,12 @@ def test_the_tool_and_its_wheels_install_where_there_is_no_index(arrived):
 
 
 def test_version_2_brings_only_what_the_far_side_lacks(arrived):
-    assert far("tasks/have.py").code == 0
-    have = json.loads(HAVE.read_text())
+    assert far("tasks/contents.py").code == 0
+    have = json.loads(CONTENTS.read_text())
     assert have["blobs"] == locked(FAR_LOCK).blobs()
     old = serves()
     lock_version("v2")
-    about = written("--data", "have=reports/have.json")
+    about = written("--data", "contents=reports/contents.json")
     committed("v2")
     differs = missing_blobs(locked().blobs(), have["blobs"])
     assert carried(about) == set(differs) and 0 < len(differs) < len(have["blobs"])

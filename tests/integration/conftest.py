@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.control.tool import tool
+from tasks.control.tool import Tool
 from tasks.shared.lock import parse_lock
 from tests.lab import hub as stand_in
 from tests.lab.hub_repo import commit
@@ -31,9 +31,9 @@ class Machine:
 
     def __init__(self, root: Path):
         self.root, self.store = root, root / "store"
-        self.tool = root / tool()[0]
+        self.tool = root / Tool().name
         arrived = root / "arrived.pyz"
-        arrived.write_bytes(tool()[1])
+        arrived.write_bytes(Tool().data)
         words = [sys.executable, arrived, "bytecode", "--to", self.tool]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 

@@ -1,5 +1,5 @@
-"""What should be: one fat operation a phase. The only place where commands are built, with calls.py.
+"""pyinfra operations, one module a phase. Commands are built here, in tool.py and in the transports, and nowhere else.
 
-Every operation records evidence for the gates, and fails its own host alone: bad news about one host is `return False`
-inside a FunctionCommand, never an exception, which would end the run for all.
+Every operation records evidence for the gates, and fails its own host alone. Bad news about one host is `return False`
+inside a FunctionCommand, never an exception: that would end the run for all hosts.
 """

@@ -1,4 +1,4 @@
-"""A release onto a drive, where no wire crosses the gap, and the far side's note of what need not travel again."""
+"""A release onto a drive, where no wire crosses the gap; and the far side's list of what need not travel again."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pyinfra import host, logger
 from pyinfra.api import QuoteString, StringCommand, operation
 
-from tasks.control import lockfile as locks
-from tasks.control import preflight as fitness
-from tasks.control import ssh as fleet
+from tasks.control.git import files as git_files
+from tasks.control.git.goldens import Goldens
+from tasks.control.git.lockfile import lock_path
+from tasks.control.git.signatures import files_to_sign
+from tasks.control.host_run import HostRun
 from tasks.control.operations.fetching import ensure_venv, set_up_bastion, venv
-from tasks.control.preflight import size
-from tasks.control.reporting import recorder as report
-from tasks.control.settings import Settings, in_bytes
-from tasks.control.tool import ROOT, call, expect, fail, guarded, put
+from tasks.control.reporting.recorder import FOLDER
+from tasks.control.rules.preflight import fits_drive, part_sizes
+from tasks.control.rules.states import State
+from tasks.control.rules.units import in_bytes, size
+from tasks.control.run import Run
+from tasks.control.settings import Settings
+from tasks.control.tool import REPOSITORY, call, expect, fail, guarded, put_file
+from tasks.control.who import who
 from tasks.shared.blobs import missing_blobs
 from tasks.shared.errors import Refused
 from tasks.shared.lock import Lock, lock_text
 from tasks.shared.names import SHA256
 
-HAVE = report.FOLDER / "have.json"
+CONTENTS = FOLDER / "contents.json"
 WHEELS = 100_000_000  # bytes set aside before pip has said how many they are: 63 MB for Python 3.10 and 3.11
 README = """\
 Release {release} of {model}, for hosts without a network. On the far control machine (Python {python}, Linux as the bastion's), in this directory:
@@ -35,12 +40,12 @@ Release {release} of {model}, for hosts without a network. On the far control ma
 2. tar xf tool.tar.gz -C ~ (over an older hf-offline/, if there is one); mkdir -p ~/hf-offline/group_data/locks && {copy}
 3. python3 -m venv ~/hf-offline/.venv && ~/hf-offline/.venv/bin/pip install --no-index --find-links wheels -r ~/hf-offline/requirements.txt
 4. This directory to the far bastion (a mounted drive, or a copy); in group_data there: source = "bundle", bundle = "/its/path".
-5. In ~/hf-offline, with .venv activated: pyinfra -y INVENTORY deploy.py ; then tasks/have.py, and reports/have.json back to the sender.
+5. In ~/hf-offline, with .venv activated: pyinfra -y INVENTORY deploy.py ; then tasks/contents.py, and reports/contents.json back to the sender.
 """
 
 
-def read_have(path: str) -> tuple[dict[str, int], str | None]:
-    """({sha256: size}, when) of the far side's have.json; ({}, None) without one. What is unclear is refused."""
+def read_contents(path: str) -> tuple[dict[str, int], str | None]:
+    """({sha256: size}, when) of the far side's contents.json; ({}, None) without a path. Raises Refused for another file."""
     if not path:
         return {}, None
     try:
@@ -49,123 +54,131 @@ def read_have(path: str) -> tuple[dict[str, int], str | None]:
         fine = document["format"] == 1 and all(SHA256.fullmatch(n) and type(count) is int for n, count in found.items())
         when = str(document["at"])
     except OSError as error:
-        raise Refused(path, "cannot be read", found=str(error.strerror), next="--data have=PATH") from None
+        raise Refused(path, "cannot be read", found=str(error.strerror), next="--data contents=PATH") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         fine, found, when = False, repr(error), ""
     if not fine:
-        raise Refused(path, "is no have.json of format 1", next="tasks/have.py on the far side")
+        raise Refused(path, "is no contents.json of format 1", next="tasks/contents.py on the far side")
     return found, when
 
 
-@cache
 def archive() -> bytes:
-    """The repository at HEAD as hf-offline/ in a tar.gz: what is not committed does not travel."""
+    """The repository at HEAD as hf-offline/ in a tar.gz. What is not committed does not travel."""
     words = ["git", "archive", "--format=tar", "--prefix=hf-offline/", "HEAD"]
-    done = subprocess.run(words, cwd=ROOT.parent, capture_output=True)
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True)
     if done.returncode:
         found = done.stderr.decode("utf-8", "replace").strip()
-        raise Refused(str(ROOT.parent), "gives no archive of the tool", "a git clone", found, "git status")
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT.parent, capture_output=True, text=True)
-    if changed.stdout.strip():
-        logger.warning(
-            f"    tool.tar.gz is the last commit; {len(changed.stdout.splitlines())} changes since stay here"
-        )
+        raise Refused(str(REPOSITORY), "gives no archive of the tool", "a git clone", found, "git status")
     return gzip.compress(done.stdout, mtime=0)
 
 
-def extra(lock: Lock, goldens: Any) -> dict[str, int]:
+def warn_of_changes() -> None:
+    """Tell the operator of changes that are not committed: they do not travel."""
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True)
+    if count := len(changed.stdout.splitlines()):
+        logger.warning(f"    tool.tar.gz is the last commit; {count} changes since stay here")
+
+
+def extra_files(lock: Lock, goldens: Goldens) -> dict[str, int]:
     """What travels beside the blobs, before it is all there: {name: size in bytes}."""
-    texts = {
-        "lock.json": len(lock_text(lock.document)),
-        "goldens.json": len(goldens.text(lock)) if goldens.has(lock) else 0,
-    }
+    texts = {"lock.json": len(lock_text(lock.document)), "goldens.json": 0}
+    if goldens.belong_to(lock):
+        texts["goldens.json"] = len(goldens.text())
     return {**texts, "tool.tar.gz": len(archive()), "wheels": WHEELS}
 
 
-def texts(lock: Lock, settings: Settings, goldens: Any) -> dict[str, str]:
-    """The small files of the bundle."""
+def small_files(lock: Lock, settings: Settings, goldens: Goldens) -> dict[str, str]:
+    """The small files of the bundle: {name: text}."""
     found = {"lock.json": lock_text(lock.document)}
-    copy = f"cp lock.json ~/hf-offline/{locks.lock_path(settings)}"
-    if goldens.has(lock):
-        found["goldens.json"] = goldens.text(lock)
+    copy = f"cp lock.json ~/hf-offline/{lock_path(settings)}"
+    if goldens.belong_to(lock):
+        found["goldens.json"] = goldens.text()
         copy += f" && cp goldens.json ~/hf-offline/{goldens.path}"
-    for name, entry in locks.signed(settings, lock).items():
-        if entry and entry["signature"]:
-            found[f"{name}.json.sig"] = entry["signature"]
-            copy += f" && cp {name}.json.sig ~/hf-offline/{entry['path']}.sig"
+    for name, file in files_to_sign(settings, lock).items():
+        if file.signature:
+            found[f"{name}.json.sig"] = file.signature
+            copy += f" && cp {name}.json.sig ~/hf-offline/{file.path}.sig"
     words = {"release": lock.id, "model": lock.served.repo, "python": settings.bundle_python, "copy": copy}
     return {**found, "README.txt": README.format(**words)}
 
 
-def wheels(target: Any, settings: Settings) -> dict[str, str]:
+def wheels(run: Run, me: HostRun) -> dict[str, str]:
     """{name in the bundle: path on the bastion} of the packages of the far control machine, downloaded once."""
-    text = (ROOT.parent / "requirements.txt").read_text(encoding="utf-8")
-    ensure_venv(target, settings)
-    mark = hashlib.sha256(f"{settings.bundle_python}\n{text}".encode()).hexdigest()[:12]
-    into = f"{settings.model_store}/wheels-{mark}"
-    more: dict[str, Any] = {"into": into, "for_python": settings.bundle_python, "within": 900, "deadline": 2000}
-    got = expect(call(target, "wheels", "get", document=text, python=f"{venv(settings)}/bin/python", **more))
+    text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    ensure_venv(run, me)
+    mark = hashlib.sha256(f"{me.settings.bundle_python}\n{text}".encode()).hexdigest()[:12]
+    into = f"{me.settings.model_store}/wheels-{mark}"
+    more: dict[str, Any] = {"into": into, "for_python": me.settings.bundle_python, "within": 900, "deadline": 2000}
+    got = expect(call(run, me, "wheels", "get", document=text, python=f"{venv(me.settings)}/bin/python", **more))
     return {f"wheels/{name}": f"{into}/{name}" for name in got["files"]}
 
 
 @operation(is_idempotent=True)
-def bundle(lock: Lock, settings: Settings, goldens: Any, have: Mapping[str, int], have_at: str | None):
+def bundle(run: Run, contents: Mapping[str, int], contents_at: str | None) -> Any:
     """Lock, goldens, tool, its wheels and the blobs that the far side lacks, onto the drive, and read back from it."""
-    if report.RESULTS[host.name]["state"] == "unfit":
+    me, lock = run.hosts[host.name], run.release
+    if me.state is State.UNFIT:
         host.noop("unfit")
         return
-    carried = missing_blobs(lock.blobs(), have)
-    report.record(host.name, release=lock.id)
-    if report.dry():
-        line = fitness.fits(carried, extra(lock, goldens), settings)[1]
-        parts = fitness.split(carried, settings)
-        planned = sum(carried.values()) + sum(extra(lock, goldens).values())
-        report.record(host.name, state="would change", bundle_bytes=planned, bundle_parts=len(parts), why=line)
+    carried = missing_blobs(lock.blobs(), contents)
+    me.report.release = lock.id
+    if run.command_line.dry:
+        extra = extra_files(lock, run.goldens)
+        me.says(State.WOULD_CHANGE, fits_drive(carried, extra, me.settings)[1])
+        me.report.bundle_bytes = sum(carried.values()) + sum(extra.values())
+        me.report.bundle_parts = len(part_sizes(carried, me.settings))
         return
+    yield guarded(me, lambda: write_bundle(run, me, lock, contents, contents_at), phase="bundle")
 
-    def work(host: Any) -> bool:
-        set_up_bastion(host, settings)
-        outgoing = f"{settings.model_store}/outgoing"
-        made = fleet.run(host, StringCommand("mkdir -p --", QuoteString(outgoing)), None, 60)[0]
-        if not made or not put(host, f"{outgoing}/tool.tar.gz", archive()):
-            raise Refused(host.name, "cannot write the tool's archive", next=f"look at {outgoing} there")
-        files = {"tool.tar.gz": f"{outgoing}/tool.tar.gz", **wheels(host, settings)}
-        document = {"lock": lock.document, "have": dict(have), "texts": texts(lock, settings, goldens), "files": files}
-        document["about"] = {"who": report.who(), "have_at": have_at}
-        logger.info(f"    [{host.name}] {size(sum(carried.values()))} of blobs to {settings.bundle}")
-        size_of_part, within = in_bytes(settings.bundle_part_size), settings.fetch_deadline
-        more: dict[str, Any] = {"bundle": settings.bundle, "part_size": size_of_part, "within": within}
-        told = expect(call(host, "bundle", "write", document=json.dumps(document), deadline=within + 600, **more))
-        others = {"the rest": told["bytes"] - sum(carried.values())}
-        good, line = fitness.fits(carried, others, settings)
-        line += f"; tell the far side by another way: sha256 of SHA256SUMS is {told['sums']}"
-        report.record(host.name, state="written" if told["changed"] else "unchanged", why=line)
-        report.record(host.name, bundle_bytes=told["bytes"], bundle_parts=told["parts"], written_bytes=told["written"])
-        return good or fail(host, line)
 
-    yield guarded(work, phase="bundle")
+def write_bundle(run: Run, me: HostRun, lock: Lock, contents: Mapping[str, int], contents_at: str | None) -> bool:
+    settings, carried = me.settings, missing_blobs(lock.blobs(), contents)
+    set_up_bastion(run, me)
+    outgoing = f"{settings.model_store}/outgoing"
+    warn_of_changes()
+    made = run.sessions.run(me.target, StringCommand("mkdir -p --", QuoteString(outgoing)), None, 60)[0]
+    if not made or not put_file(run, me, f"{outgoing}/tool.tar.gz", archive()):
+        raise Refused(me.name, "cannot write the tool's archive", next=f"look at {outgoing} there")
+    document = {
+        "lock": lock.document,
+        "contents": dict(contents),
+        "texts": small_files(lock, settings, run.goldens),
+        "files": {"tool.tar.gz": f"{outgoing}/tool.tar.gz", **wheels(run, me)},
+        "about": {"who": who(), "contents_at": contents_at},
+    }
+    logger.info(f"    [{me.name}] {size(sum(carried.values()))} of blobs to {settings.bundle}")
+    part_size, within = in_bytes(settings.bundle_part_size), settings.fetch_deadline
+    more: dict[str, Any] = {"bundle": settings.bundle, "part_size": part_size, "within": within}
+    answer = expect(call(run, me, "bundle", "write", document=document, deadline=within + 600, **more))
+    others = {"the rest": answer["bytes"] - sum(carried.values())}
+    good, line = fits_drive(carried, others, settings)
+    line += f"; tell the far side by another way: sha256 of SHA256SUMS is {answer['sums']}"
+    me.says(State.WRITTEN if answer["changed"] else State.UNCHANGED, line)
+    me.report.bundle_bytes, me.report.bundle_parts = answer["bytes"], answer["parts"]
+    me.report.written_bytes = answer["written"]
+    return good or fail(me, line)
 
 
 @operation(is_idempotent=True)
-def have(settings: Settings):
-    """reports/have.json: what this bastion's store holds, hashed now."""
-
-    def work(host: Any) -> bool:
-        if not report.RESULTS[host.name]["seen"]:
-            raise Refused(host.name, "could not be looked at", next="run again with -v")
-        set_up_bastion(host, settings)
-        found = expect(call(host, "bundle", "have", deadline=14400))
-        document = {"format": 1, "at": found["at"], "blobs": found["blobs"]}
-        locks.replace(HAVE, json.dumps(document, indent=1, sort_keys=True) + "\n")
-        damaged = [name[:12] for name in found["damaged"]]
-        why = f"{HAVE}: bring it to the connected side"
-        if damaged:
-            why += f"; damaged here, so the next bundle brings them again: {', '.join(damaged)}"
-        report.record(host.name, state="written", why=why)
-        report.record(host.name, blob_count=len(found["blobs"]), hashed_bytes=found["bytes"])
-        return True
-
-    if report.dry():
-        report.record(host.name, state="would change", why=f"{HAVE} would be written")
+def list_contents(run: Run) -> Any:
+    """reports/contents.json: what this bastion's store holds, hashed now."""
+    me = run.hosts[host.name]
+    if run.command_line.dry:
+        me.says(State.WOULD_CHANGE, f"{CONTENTS} would be written")
         return
-    yield guarded(work)
+    yield guarded(me, lambda: write_contents(run, me))
+
+
+def write_contents(run: Run, me: HostRun) -> bool:
+    if me.facts is None:
+        raise Refused(me.name, "could not be inspected", next="run again with -v")
+    set_up_bastion(run, me)
+    found = expect(call(run, me, "bundle", "contents", deadline=14400))
+    document = {"format": 1, "at": found["at"], "blobs": found["blobs"]}
+    git_files.replace(CONTENTS, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    why = f"{CONTENTS}: bring it to the connected side"
+    if damaged := [name[:12] for name in found["damaged"]]:
+        why += f"; damaged here, so the next bundle brings them again: {', '.join(damaged)}"
+    me.says(State.WRITTEN, why)
+    me.report.blob_count, me.report.hashed_bytes = len(found["blobs"]), found["bytes"]
+    return True

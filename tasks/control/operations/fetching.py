@@ -3,158 +3,176 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from pyinfra import host, state
+from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
-from tasks.control import compose
-from tasks.control import preflight as fitness
-from tasks.control import ssh as fleet
-from tasks.control.operations import signing
-from tasks.control.operations.staging import smoke, tell
-from tasks.control.reporting import recorder as report
-from tasks.control.settings import Settings, image_name
-from tasks.control.tool import ROOT, call, ensure_tool, expect, fail, guarded, put, tool_path
+from tasks.control.host_run import Evidence, HostRun
+from tasks.control.operations.signing import asked_for, bring_signatures
+from tasks.control.operations.smoking import smoke
+from tasks.control.rules import compose
+from tasks.control.rules.preflight import missing
+from tasks.control.rules.states import State
+from tasks.control.run import Run
+from tasks.control.settings import Settings
+from tasks.control.settings_layers import image_name
+from tasks.control.summaries import show_smoke
+from tasks.control.tool import TASKS, call, ensure_tool, expect, fail, guarded, put_file
 from tasks.shared.blobs import missing_blobs
 from tasks.shared.errors import Refused
 from tasks.shared.lock import Lock
 from tasks.shared.signatures import sign_command
 
-PINS = ROOT / "remote/bastion/requirements.txt"
-
-
-def hub(settings: Settings, **more: Any) -> str:
-    """What fetch reads on standard input: the token goes this way alone, never by argv, environment or disk."""
-    token = os.environ.get(settings.token_variable) or None
-    return json.dumps({"token": token, "endpoint": settings.hub, "xet": settings.xet != "off", **more})
-
-
-def venv(settings: Settings) -> str:
-    """fetch's own Python environment, one for each set of pinned packages; the rest of the tool needs none."""
-    return f"{settings.model_store}/venv-{hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]}"
-
-
-def ensure_venv(target: Any, settings: Settings) -> None:
-    """The environment on the bastion, built once; `.whole` tells one that pip finished from one that was cut off."""
-    path, pins = venv(settings), f"{venv(settings)}.txt"
-    whole = QuoteString(f"{path}/.whole")
-    if fleet.run(target, StringCommand("test -e", whole), None, 60)[0]:
-        return
-    if not put(target, pins, PINS.read_bytes()):
-        raise Refused(target.name, "cannot write the requirements of fetch", next=f"look at {settings.model_store}")
-    make = StringCommand("rm -rf --", QuoteString(path), "&& python3 -m venv", QuoteString(path))
-    pip = StringCommand(QuoteString(f"{path}/bin/pip"), "install --quiet --only-binary=:all: -r", QuoteString(pins))
-    ok, output = fleet.run(target, StringCommand(make, "&&", pip, "&& touch", whole), None, 1200)
-    if not ok:
-        what, said = "cannot install huggingface_hub for fetch", "; ".join(output.stderr_lines[-3:])
-        raise Refused(target.name, what, "pip to succeed", said, "pip's settings there")
-
-
-def fetch_call(target: Any, verb: str, settings: Settings, document: str, deadline: int) -> dict[str, Any]:
-    """`fetch` runs in its venv, and ends what it started a minute before we give up on it."""
-    python = f"{venv(settings)}/bin/python"
-    return call(target, "fetch", verb, document=document, deadline=deadline + 30, python=python, within=deadline)
-
-
-def set_up_bastion(target: Any, settings: Settings) -> None:
-    ensure_tool(target)
-    expect(call(target, "setup"))
+PINS = TASKS / "remote/bastion/requirements.txt"
 
 
 @operation(is_idempotent=True)
-def fetch(lock: Lock, settings: Settings):
-    """Bring every blob of the lock into the bastion's store, each verified before it enters."""
-    seen = report.RESULTS[host.name]["seen"]
-    if report.RESULTS[host.name]["state"] == "unfit":
+def fetch(run: Run) -> Any:
+    """Bring every blob of the lock into the bastion's store. Each is hashed before it enters."""
+    me, lock = run.hosts[host.name], run.release
+    if me.state is State.UNFIT or me.facts is None:
         host.noop("unfit")
         return
-    need = fitness.lacking(seen, lock)
-    total = sum(lock.blobs().values())
-    report.record(host.name, total_bytes=total, there_bytes=total - sum(need.values()), moved_bytes=0)
+    need, total = missing(me.facts, lock), sum(lock.blobs().values())
+    me.report.total_bytes, me.report.there_bytes = total, total - sum(need.values())
+    me.report.moved_bytes = 0
     if not need:
-        report.record(host.name, fetched=True, state="as locked")
+        me.says(State.UP_TO_DATE)
         host.noop("every blob of the lock is in the store")
         return
-    report.record(host.name, state="would change", moved_bytes=sum(need.values()) if not state.is_executing else 0)
-
-    def work(host: Any) -> bool:
-        set_up_bastion(host, settings)
-        signing.bring(host, settings, lock)
-        moved = 0
-        if settings.source == "bundle":
-            moved = take(host, settings, lock)
-        elif missing_blobs(lock.model_blobs(), seen["store"]["blobs"]):
-            ensure_venv(host, settings)
-            document = hub(settings, lock=lock.document)
-            moved += expect(fetch_call(host, "download", settings, document, settings.fetch_deadline))["bytes"]
-        if settings.source == "hub" and missing_blobs(lock.image_blobs(), seen["store"]["blobs"]):
-            moved += sum(missing_blobs(lock.image_blobs(), seen["store"]["blobs"]).values())
-            export_image(host, settings, lock)
-        report.record(host.name, fetched=True, state="as locked", moved_bytes=moved)
-        return True
-
-    yield guarded(work, phase="fetch")
+    me.says(State.WOULD_CHANGE)
+    if not run.is_executing():
+        me.report.moved_bytes = sum(need.values())
+    yield guarded(me, lambda: fetch_all(run, me, lock), phase="fetch")
 
 
-def take(target: Any, settings: Settings, lock: Lock) -> int:
-    """The blobs that the store lacks, from the drive; -> bytes. Needs no Hub, no token, no venv and no skopeo."""
-    document, within = json.dumps(lock.document), settings.fetch_deadline
-    more: dict[str, Any] = {"bundle": settings.bundle, "within": within, "deadline": within + 600}
-    return expect(call(target, "bundle", "take", document=document, **more))["bytes"]
+def fetch_all(run: Run, me: HostRun, lock: Lock) -> bool:
+    settings, have = me.settings, (me.facts.store.blobs if me.facts else None) or {}
+    set_up_bastion(run, me)
+    bring_signatures(run, me, lock)
+    moved = 0
+    if settings.source == "bundle":
+        moved = take_from_bundle(run, me, lock)
+    elif missing_blobs(lock.model_blobs(), have):
+        ensure_venv(run, me)
+        document = hub_document(settings, lock=lock.document)
+        moved += expect(call_fetch(run, me, "download", document, settings.fetch_deadline))["bytes"]
+    if settings.source == "hub" and (image := missing_blobs(lock.image_blobs(), have)):
+        moved += sum(image.values())
+        export_image(run, me, lock)
+    me.says(State.UP_TO_DATE)
+    me.report.moved_bytes = moved
+    return True
 
 
-def export_image(target: Any, settings: Settings, lock: Lock | None) -> Mapping[str, Any]:
-    """The image's blobs into the bastion's store; with a lock, Refused when the image is another one by now."""
+def set_up_bastion(run: Run, me: HostRun) -> None:
+    ensure_tool(run, me)
+    expect(call(run, me, "setup"))
+
+
+def take_from_bundle(run: Run, me: HostRun, lock: Lock) -> int:
+    """Bring the blobs that the store lacks from the drive; return their bytes. Needs no Hub, token, venv or skopeo."""
+    within = me.settings.fetch_deadline
+    more: dict[str, Any] = {"bundle": me.settings.bundle, "within": within, "deadline": within + 600}
+    return int(expect(call(run, me, "bundle", "take", document=lock.document, **more))["bytes"])
+
+
+def export_image(run: Run, me: HostRun, lock: Lock | None) -> Mapping[str, Any]:
+    """Bring the image's blobs into the bastion's store; return the image's entry of a lock.
+
+    With a lock, raises Refused where the image is another one by now.
+    """
+    settings = me.settings
     name = image_name(settings.image)
-    entry = expect(call(target, "engine", "export", source=settings.image, name=name, deadline=3600))["image"]
+    answer = call(run, me, "export", "image", source=settings.image, name=name, deadline=3600)
+    entry: Mapping[str, Any] = expect(answer)["image"]
     if lock and entry["manifest"]["digest"] != f"sha256:{lock.image.manifest.sha256}":
         found, expected = entry["manifest"]["digest"], f"sha256:{lock.image.manifest.sha256}"
-        mend = "tasks/lock.py, if it should be this one"
-        raise Refused(settings.image, "is another image by now", expected, found, mend)
+        fix = "tasks/lock.py, if it should be this one"
+        raise Refused(settings.image, "is another image by now", expected, found, fix)
     return entry
 
 
+# ---------------------------------------------------------------------------------------------- the Hub's own client
+
+
+def hub_document(settings: Settings, **more: Any) -> dict[str, Any]:
+    """What fetch reads on standard input. The token goes this way alone, never by argv, environment or disk."""
+    token = os.environ.get(settings.token_variable) or None
+    return {"token": token, "endpoint": settings.hub, "xet": settings.xet != "off", **more}
+
+
+def venv(settings: Settings) -> str:
+    """Where fetch's own Python environment is, one for each set of pinned packages. The rest of the tool needs none."""
+    return f"{settings.model_store}/venv-{hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]}"
+
+
+def ensure_venv(run: Run, me: HostRun) -> None:
+    """Build that environment on the bastion, once. `.whole` tells one that pip finished from one that was cut off."""
+    path = venv(me.settings)
+    pins, whole = f"{path}.txt", QuoteString(f"{path}/.whole")
+    if run.sessions.run(me.target, StringCommand("test -e", whole), None, 60)[0]:
+        return
+    if not put_file(run, me, pins, PINS.read_bytes()):
+        fix = f"look at {me.settings.model_store}"
+        raise Refused(me.name, "cannot write the requirements of fetch", next=fix)
+    make = StringCommand("rm -rf --", QuoteString(path), "&& python3 -m venv", QuoteString(path))
+    pip = StringCommand(QuoteString(f"{path}/bin/pip"), "install --quiet --only-binary=:all: -r", QuoteString(pins))
+    ok, output = run.sessions.run(me.target, StringCommand(make, "&&", pip, "&& touch", whole), None, 1200)
+    if not ok:
+        what, found = "cannot install huggingface_hub for fetch", "; ".join(output.stderr_lines[-3:])
+        raise Refused(me.name, what, "pip to succeed", found, "pip's settings there")
+
+
+def call_fetch(run: Run, me: HostRun, verb: str, document: Any, deadline: int) -> dict[str, Any]:
+    """Call `fetch` in its environment. It ends what it started before we give up on it. deadline: seconds."""
+    python = f"{venv(me.settings)}/bin/python"
+    return call(run, me, "fetch", verb, document=document, deadline=deadline + 30, python=python, within=deadline)
+
+
+# ------------------------------------------------------------------------------------------------------------- prove
+
+
 @operation(is_idempotent=True)
-def prove(lock: Lock, settings: Settings, goldens: Any):
-    """Load and embed on the bastion with the network cut; the embeddings become the goldens next to the lock."""
-    seen = report.RESULTS[host.name]["seen"]
-    if report.RESULTS[host.name]["state"] == "unfit":
+def prove(run: Run) -> Any:
+    """Load and embed on the bastion with the network cut. The embeddings become the goldens next to the lock."""
+    me, lock = run.hosts[host.name], run.release
+    if me.state is State.UNFIT or me.facts is None:
         host.noop("unfit")
         return
-    if goldens.has(lock):
-        if not report.would_change(host.name):
-            report.record(host.name, proven=True, state="proven")
+    if run.goldens.belong_to(lock):
+        if run.is_executing() or me.state is not State.WOULD_CHANGE:
+            me.says(State.PROVEN)
+            me.evidence.add(Evidence.PROVEN)
         host.noop("the release has goldens in git")
         return
-    if not seen["docker"] or not seen["docker"]["compose"]:
-        report.record(
-            host.name, proven=True, state="as locked", why="no container engine here: goldens must be accepted"
-        )
+    if me.facts.docker is None or not me.facts.docker.compose:
+        me.says(State.UP_TO_DATE, "no container engine here: goldens must be accepted")
+        me.evidence.add(Evidence.PROVEN)
         host.noop("no container engine on the bastion: accept the goldens of a host")
         return
+    yield guarded(me, lambda: prove_release(run, me, lock), phase="prove")
 
-    def work(host: Any) -> bool:
-        document = json.dumps(lock.document)
-        set_up_bastion(host, settings)
-        signing.bring(host, settings, lock)
-        # The bastion has no GPU as a rule; its goldens are of its own class, and the tolerance knows.
-        here = settings.model_copy(update={"gpus": 0})
-        expect(call(host, "store", "admit", document=document, deadline=3600))
-        expect(call(host, "engine", "load", document=document, deadline=3600))
-        text = compose.smoke_only(lock, here, tool_path(settings), goldens=False)
-        answer = smoke(host, lock, here, {"compose.smoke.yaml": text})
-        goldens.save(lock, answer["embeddings"])
-        tell(host, answer)
-        if signing.asked_for():
-            why = f"the release is proven, and its goldens are new: {goldens.path} is not signed"
-            return fail(
-                host, f"{why}. Next: {sign_command(str(goldens.path))}, commit, and the deploy again", "unsigned"
-            )
-        report.record(host.name, proven=True, state="proven")
-        return True
 
-    yield guarded(work, phase="prove")
+def prove_release(run: Run, me: HostRun, lock: Lock) -> bool:
+    set_up_bastion(run, me)
+    bring_signatures(run, me, lock)
+    expect(call(run, me, "store", "admit", document=lock.document, deadline=3600))
+    expect(call(run, me, "engine", "load", document=lock.document, deadline=3600))
+    # The bastion has no GPU as a rule. Its goldens are of its own class, and the tolerance knows.
+    here = me.settings.model_copy(update={"gpus": 0})
+    text = compose.smoke_only(lock, here, run.tool.path(here.model_store), goldens=False)
+    answer = smoke(run, me, lock, {"compose.smoke.yaml": text})
+    goldens = run.goldens
+    goldens.save(lock, answer["embeddings"])
+    show_smoke(me, answer)
+    if asked_for(run):
+        why = f"the release is proven, and its goldens are new: {goldens.path} is not signed"
+        fix = f"{sign_command(str(goldens.path))}, commit, and the deploy again"
+        return fail(me, f"{why}. Next: {fix}", State.UNSIGNED)
+    me.says(State.PROVEN)
+    me.evidence.add(Evidence.PROVEN)
+    return True

@@ -3,72 +3,79 @@
 from __future__ import annotations
 
 import json
-import secrets
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
-from pyinfra import host, state
-from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra import host
+from pyinfra.api import operation
 
-from tasks.control import drift as standing
-from tasks.control import ssh as fleet
-from tasks.control.reporting import recorder as report
-from tasks.control.settings import Settings
-from tasks.control.tool import call, ensure_tool, expect, guarded, options, tool_path
+from tasks.control.host_run import Evidence, HostRun
+from tasks.control.rules.states import State
+from tasks.control.run import Run
+from tasks.control.summaries import describe_lease
+from tasks.control.tool import call, command, ensure_tool, expect, guarded, options
+from tasks.control.version import version
+from tasks.control.who import who
 from tasks.shared.errors import Refused
 
 
-@cache
-def lease_id() -> str:
-    """This run's own, in every host's lease.json."""
-    return f"x{secrets.token_hex(4)}"  # a letter first: pyinfra reads `--data lease=12345678` as a number
-
-
 @operation(is_idempotent=True)
-def lease(settings: Settings, release: str, why: str, needed: Any = lambda: True):
-    """Hold this host for this run; `needed` says, when its time has come, whether the run changes anything at all."""
+def lease(run: Run, release: str, why: str, needed: Callable[[], bool] = lambda: True) -> Any:
+    """Hold this host for this run. `needed` says, when its time has come, whether the run changes anything at all."""
+    me = run.hosts[host.name]
     if not needed():
-        report.record(host.name, leased=True)
+        me.evidence.add(Evidence.LEASED)
         host.noop("nothing will change: no lease is needed")
         return
+    yield guarded(me, lambda: take(run, me, release, why), phase="lease")
 
-    def work(host: Any) -> bool:
-        ensure_tool(host)
-        words = options(store=settings.model_store, id=lease_id(), who=report.who(), release=release, why=why)
-        tool = StringCommand("python3", QuoteString(tool_path(settings)), "lease hold")
-        answer = fleet.leases.take(host, StringCommand(tool, *[QuoteString(word) for word in words]))
-        try:
-            current = expect(json.loads(answer))["current"]
-        except ValueError:
-            raise Refused(host.name, "gives no lease", found=answer or "no answer") from None
-        seen = report.RESULTS[host.name]["seen"]["store"]["current"]
-        if current != seen:
-            raise Refused(host.name, "was switched since it was looked at", str(seen), str(current), "the same again")
-        report.record(host.name, leased=True, lease=lease_id())
-        return True
 
-    yield guarded(work, phase="lease")
+def take(run: Run, me: HostRun, release: str, why: str) -> bool:
+    ensure_tool(run, me)
+    about = options(
+        store=me.settings.model_store,
+        id=run.lease_id,
+        who=f"{who()} with hf-offline {version()}",
+        release=release,
+        why=why,
+    )
+    run.sessions.revive(me.target)
+    answer = run.leases.take(me.target, command(run, me, "lease", "hold", *about))
+    try:
+        current = expect(json.loads(answer))["current"]
+    except ValueError:
+        raise Refused(me.name, "gives no lease", found=answer or "no answer") from None
+    inspected = me.facts.store.current if me.facts else None
+    if current != inspected:
+        what = "was switched since it was inspected"
+        raise Refused(me.name, what, str(inspected), str(current), "the same again")
+    me.evidence.add(Evidence.LEASED)
+    me.lease = run.lease_id
+    return True
 
 
 @operation(is_idempotent=True)
-def unlock(settings: Settings):
-    """End the lease that the operator names; journaled on the host."""
-    seen = report.RESULTS[host.name]["seen"]
-    if seen and seen["store"]["lease"] is None:
-        report.record(host.name, state="unlocked", why="nobody holds it")
+def unlock(run: Run) -> Any:
+    """End the lease that the operator names. The host notes it in its journal."""
+    me = run.hosts[host.name]
+    held = me.facts.store.lease if me.facts else None
+    if me.facts and held is None:
+        me.says(State.UNLOCKED, "nobody holds it")
         host.noop("nobody holds this host")
         return
-    if not state.is_executing and seen:
-        found = standing.leased(seen["store"]["lease"])
-        known = {"state": "would unlock", "why": f"would take {found}"}
-        wrong = {"state": "failed", "why": f"has another lease: {found}"}
-        report.record(host.name, **(known if seen["store"]["lease"].get("id") == settings.lease else wrong))
+    if held is not None and not run.is_executing():
+        mine = held.get("id") == me.settings.lease
+        found = describe_lease(held)
+        me.says(
+            *((State.WOULD_UNLOCK, f"would take {found}") if mine else (State.FAILED, f"has another lease: {found}"))
+        )
+    yield guarded(me, lambda: end_lease(run, me))
 
-    def work(host: Any) -> bool:
-        ensure_tool(host)
-        taken = expect(call(host, "lease", "unlock", id=settings.lease, who=report.who())).get("lease")
-        why = f"took {taken}. Whatever held it stops before its next switch" if taken else "nobody holds it"
-        report.record(host.name, state="unlocked", lease=None, why=why)
-        return True
 
-    yield guarded(work)
+def end_lease(run: Run, me: HostRun) -> bool:
+    ensure_tool(run, me)
+    taken = expect(call(run, me, "lease", "unlock", id=me.settings.lease, who=who())).get("lease")
+    me.report.lease = None
+    gone = f"took {taken}. Whatever held it stops before its next switch"
+    me.says(State.UNLOCKED, gone if taken else "nobody holds it")
+    return True

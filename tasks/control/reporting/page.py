@@ -8,12 +8,17 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.control.preflight import size
+from tasks.control.host_run import HostReport, Phase
+from tasks.control.reporting.document import Document
+from tasks.control.reporting.table import state_cell
+from tasks.control.rules.states import State
+from tasks.control.rules.units import size
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 INK = "#010203"  # stands for the text colour of the page, replaced in the SVG
@@ -25,53 +30,69 @@ COLOURS = {
     "check": "#56b4e9",
     "stage": "#e69f00",
     "activate": "#009e73",
-    "stay": "#0072b2",
+    "recheck": "#0072b2",
     "withdraw": "#d55e00",
 }
 BAD = "#d00000"
 
 
-def html(document: dict[str, Any], good: Collection[str], spaces: Collection[str] = ()) -> str:
-    """The page of a report (report.py has its fields, which states are good ones, and its lines about spaces)."""
+def html(document: Document, spaces: Collection[str] = ()) -> str:
+    """The page of a report. `spaces`: its lines about embedding spaces."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"size": size, "clock": lambda when: time.strftime("%H:%M:%S", time.gmtime(when))}
-    phases = [name for name in COLOURS if any(name in done(row) for row in document["hosts"].values())]
-    template = environment.get_template("report.html.j2")
-    charts = {"timeline": timeline(document), "bytes": volume(document)}
-    words = {
-        "report": document,
-        "good": good,
-        "phases": phases,
-        "done": done,
-        "waves": waves(document),
-        "spaces": spaces,
-    }
-    return template.render(**words, colours=COLOURS, **charts)
+    phases = [name for name in COLOURS if any(name in last_phases(row) for row in document.hosts.values())]
+    return environment.get_template("report.html.j2").render(
+        report=document,
+        phases=phases,
+        last_phases=last_phases,
+        state_cell=state_cell,
+        waves=waves(document),
+        spaces=spaces,
+        colours=COLOURS,
+        timeline=timeline(document),
+        bytes=volume(document),
+    )
 
 
-def done(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def last_phases(row: HostReport) -> dict[str, Phase]:
     """{phase: its last record} of one host."""
-    return {entry["phase"]: entry for entry in row["phases"] or []}
+    return {phase.phase: phase for phase in row.phases}
 
 
-def waves(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Plan against actual: [{"hosts": planned, "switched", "as_it_was", "held", "failed": [name], "start", "end"}], times or None."""
+@dataclass
+class Wave:
+    """Plan against actual, as host names. start, end: seconds since the epoch, of its switches; None without one."""
+
+    planned: list[str]
+    switched: list[str]
+    unchanged: list[str]
+    held: list[str]
+    failed: list[str]
+    start: float | None
+    end: float | None
+
+
+def waves(document: Document) -> list[Wave]:
     found = []
-    for planned in document["plan"]:
-        rows = {name: document["hosts"][name] for name in planned if name in document["hosts"]}
-        switched = [done(row)["activate"] for row in rows.values() if "activate" in done(row)]
+    for planned in document.plan:
+        rows = {name: document.hosts[name] for name in planned if name in document.hosts}
+        by_state = {state.label: [n for n, row in rows.items() if row.state == state.label] for state in State}
+        switches = [last_phases(row)["activate"] for row in rows.values() if "activate" in last_phases(row)]
+        fine = (State.ACTIVE.label, State.UNCHANGED.label, State.HELD.label)
         found.append(
-            {
-                "hosts": planned,
-                "start": min((entry["start"] for entry in switched), default=None),
-                "end": max((entry["end"] for entry in switched), default=None),
-                "switched": [name for name, row in rows.items() if row["state"] == "active"],
-                "as_it_was": [name for name, row in rows.items() if row["state"] == "unchanged"],
-                "held": [name for name, row in rows.items() if row["state"] == "held"],
-                "failed": [name for name, row in rows.items() if row["state"] not in ("active", "unchanged", "held")],
-            }
+            Wave(
+                planned=planned,
+                switched=[name for name in by_state[State.ACTIVE.label] if rows[name].good],
+                unchanged=by_state[State.UNCHANGED.label],
+                held=by_state[State.HELD.label],
+                failed=[
+                    n for n, row in rows.items() if row.state not in fine or (n in by_state["active"] and not row.good)
+                ],
+                start=min((phase.start for phase in switches), default=None),
+                end=max((phase.end for phase in switches), default=None),
+            )
         )
     return found
 
@@ -102,36 +123,36 @@ def svg(picture: Any) -> str:
     return words[words.index("<svg") :].replace(INK, "currentColor")
 
 
-def timeline(document: dict[str, Any]) -> str:
+def timeline(document: Document) -> str:
     """A bar a phase, a line a host, in seconds since the run began."""
-    order = [name for name, row in document["hosts"].items() if row["phases"]]
-    wave = {name: number for number, names in enumerate(document["plan"], 1) for name in names}
-    order.sort(key=lambda name: (wave.get(name, 0), list(document["hosts"]).index(name)))
+    order = [name for name, row in document.hosts.items() if row.phases]
+    wave = {name: number for number, names in enumerate(document.plan, 1) for name in names}
+    order.sort(key=lambda name: (wave.get(name, 0), list(document.hosts).index(name)))
     if not order:
         return ""
     picture, axes = figure(len(order))
-    begin = min(entry["start"] for name in order for entry in document["hosts"][name]["phases"])
+    begin = min(phase.start for name in order for phase in document.hosts[name].phases)
     for line, name in enumerate(order):
-        for entry in document["hosts"][name]["phases"]:
-            bar = (entry["start"] - begin, max(entry["end"] - entry["start"], 0.05))
-            edge = {} if entry["ok"] else {"edgecolor": BAD, "hatch": "///", "linewidth": 1.5}
-            axes.broken_barh([bar], (line - 0.35, 0.7), facecolor=COLOURS[entry["phase"]], **edge)
+        for phase in document.hosts[name].phases:
+            bar = (phase.start - begin, max(phase.end - phase.start, 0.05))
+            edge = {} if phase.ok else {"edgecolor": BAD, "hatch": "///", "linewidth": 1.5}
+            axes.broken_barh([bar], (line - 0.35, 0.7), facecolor=COLOURS[phase.phase], **edge)
     axes.set_yticks(range(len(order)), [f"{name} (wave {wave[name]})" if name in wave else name for name in order])
     axes.set_xlabel("seconds since the run began")
     return svg(picture)
 
 
-def volume(document: dict[str, Any]) -> str:
+def volume(document: Document) -> str:
     """Bytes of the lock on each host: what was there, and what moved."""
-    rows = {name: row for name, row in document["hosts"].items() if row["total_bytes"]}
+    rows = {name: row for name, row in document.hosts.items() if row.total_bytes}
     if not rows:
         return ""
     picture, axes = figure(len(rows))
     for line, row in enumerate(rows.values()):
-        moved, total = (row["moved_bytes"] or 0) / 1e6, row["total_bytes"] / 1e6
+        moved, total = (row.moved_bytes or 0) / 1e6, (row.total_bytes or 0) / 1e6
         axes.barh(line, total - moved, height=0.7, color=COLOURS["lease"])
         axes.barh(line, moved, left=total - moved, height=0.7, color=COLOURS["stage"])
-        axes.text(total, line, f" {size(row['moved_bytes'] or 0)} moved", va="center", color=INK, fontsize=8)
+        axes.text(total, line, f" {size(row.moved_bytes or 0)} moved", va="center", color=INK, fontsize=8)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_xlabel("MB of the release")
     axes.margins(x=0.15)

@@ -11,27 +11,23 @@ import gevent
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from tasks.control.preflight import size
+from tasks.control.rules.units import size
 
-EVERY = 2.0  # seconds between looks at the bastion
+EVERY = 2.0  # seconds between questions to the bastion
 LINES = 10.0  # seconds between plain lines of one host
 
 
 class Pushes:
-    """Shows running pushes while at least one host is inside `with Pushes.of(look)`: one poller for the whole fleet."""
+    """Shows running pushes while at least one host is inside `with pushes`: one poller for the whole fleet.
 
-    current: Pushes | None = None
+    ask: returns {host: {"done", "total" (bytes), "seconds"}} of the pushes that run now.
+    """
 
-    def __init__(self, look: Callable[[], dict[str, Any]]):
-        self.look, self.inside, self.poller = look, 0, None
+    def __init__(self, ask: Callable[[], dict[str, Any]]):
+        self.ask, self.inside, self.poller = ask, 0, None
         self.console = Console(file=sys.stderr)
         self.tasks: dict[str, Any] = {}
-        self.said: dict[str, float] = {}
-
-    @classmethod
-    def of(cls, look: Callable[[], dict[str, Any]]) -> Pushes:
-        cls.current = cls.current or cls(look)
-        return cls.current
+        self.last_line: dict[str, float] = {}
 
     def __enter__(self) -> Pushes:
         self.inside += 1
@@ -66,18 +62,18 @@ class Pushes:
 
             self.loop(bars)
 
-    def loop(self, tell: Callable[[dict[str, Any]], None]) -> None:
+    def loop(self, show: Callable[[dict[str, Any]], None]) -> None:
         while True:
             gevent.sleep(EVERY)
-            tell(self.look())
+            show(self.ask())
 
     def lines(self, running: dict[str, Any]) -> None:
         for name, entry in sorted(running.items()):
-            if time.monotonic() - self.said.get(name, 0) < LINES:
+            if time.monotonic() - self.last_line.get(name, 0) < LINES:
                 continue
-            self.said[name] = time.monotonic()
+            self.last_line[name] = time.monotonic()
             rate = entry["done"] / entry["seconds"] if entry["seconds"] else 0
-            far = rate and entry["done"] >= entry["total"] / 100  # before that, it is the start that is measured
+            far = rate and entry["done"] >= entry["total"] / 100  # before that, only the start is measured
             left = f"{(entry['total'] - entry['done']) / rate:.0f} s left" if far else "time left unknown"
             done = f"{size(entry['done'])} of {size(entry['total'])}"
             self.console.print(f"    [{name}] push: {done}, {size(rate)}/s, {left}", markup=False, highlight=False)

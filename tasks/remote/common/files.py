@@ -1,6 +1,6 @@
-"""Files, carefully: written by stage, fsync, rename; hashed on all cores; locked by who says so. And the one-line answer.
+"""Files on a machine: written so that a power cut leaves the old or the new one, hashed on all cores, locked; and the one-line answer.
 
-Shared by the remote programs; nothing here knows what a release is.
+The remote programs share this. Nothing here knows what a release is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from tasks.shared.errors import Refused
 
-CHUNK = 1 << 20
-# The locks that this process holds. What changes things for it, as `docker compose up`, has them too, and keeps the next
-# one out until it has ended, whatever became of us.
+CHUNK = 1 << 20  # bytes
+# The descriptors of the locks that this process holds. A command that changes things for it, such as `docker compose up`,
+# inherits them. So the next program waits until that command has ended, even when this process is killed.
 HELD_LOCKS: list[int] = []
 FIXES = {
     errno.ENOSPC: "tasks/prune.py, or free some space there",
@@ -28,7 +30,8 @@ FIXES = {
 }
 
 
-def sync_folder(folder):
+def sync_folder(folder: str) -> None:
+    """Put the names in a directory on disk: a rename is safe from a power cut only after that."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -36,10 +39,10 @@ def sync_folder(folder):
         os.close(fd)
 
 
-def write_file(path, text, mode=0o644):
-    """Stage, fsync, rename: nobody ever sees half a file, and a power cut leaves the old or the new one.
+def write_file(path: str, text: str, mode: int | None = 0o644) -> None:
+    """Write a file beside its place, sync it, rename it: nobody sees half a file, and a power cut leaves the old or the new one.
 
-    `mode` None is for a drive whose filesystem knows no modes.
+    `mode` is None for a drive whose filesystem knows no modes. Raise OSError with `path` as its file name.
     """
     staged = f"{path}.new"
     try:
@@ -52,13 +55,15 @@ def write_file(path, text, mode=0o644):
         os.rename(staged, path)
         sync_folder(os.path.dirname(path))
     except OSError as error:
-        if not os.path.isdir(staged):  # a full disk does not say whose it is, and nobody knows the staged name
+        # The error of a full disk names no file, and the operator does not know the staged name. A directory in the
+        # staged file's place is the exception: that one must be moved away.
+        if not os.path.isdir(staged):
             error.filename = path
         raise
 
 
-def read_text(path):
-    """The text of a file, or None where there is none."""
+def read_text(path: str) -> str | None:
+    """The text of a file, or None where no file is. Raise OSError where it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
             return file.read()
@@ -66,8 +71,8 @@ def read_text(path):
         return None
 
 
-def read_record(path):
-    """The JSON object in a record of ours; {} without one, or where what is there is none."""
+def read_record(path: str) -> dict[str, Any]:
+    """The JSON object in a file of ours; {} where no file is, or where it holds something else."""
     try:
         found = json.loads(read_text(path) or "{}")
     except ValueError:
@@ -75,19 +80,20 @@ def read_record(path):
     return found if isinstance(found, dict) else {}
 
 
-def remove(path):
+def remove(path: str) -> None:
+    """Remove a file, if it is there, and put that on disk."""
     if os.path.lexists(path):
         os.unlink(path)
         sync_folder(os.path.dirname(path))
 
 
-def utc_now():
-    """UTC, ISO 8601, as journals and reports have it."""
+def utc_now() -> str:
+    """The time in UTC, ISO 8601, in seconds: the form of journals and reports."""
     return time.strftime("%FT%TZ", time.gmtime())
 
 
-def hash_file(path):
-    """sha256 of a regular file, never through a link."""
+def hash_file(path: str) -> str:
+    """The sha256 of a regular file. Raise OSError for a link: no link is followed."""
     sha = hashlib.sha256()
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     with open(fd, "rb", buffering=0) as file:
@@ -96,33 +102,26 @@ def hash_file(path):
     return sha.hexdigest()
 
 
-def hash_files(paths):
-    """{path: sha256 or None}, on all cores (hashlib lets go of the interpreter's lock)."""
-    from concurrent.futures import ThreadPoolExecutor  # 20 ms, a fifth of a call that hashes nothing
+def hash_files(paths: Sequence[str]) -> dict[str, str | None]:
+    """{path: sha256} of these files, hashed on all cores; None for a file that cannot be read, and for a link."""
+    from concurrent.futures import ThreadPoolExecutor  # this import costs 20 ms, and most calls hash nothing
 
-    def one(path):
+    def one(path: str) -> str | None:
         try:
             return hash_file(path)
         except OSError:
             return None
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashlib releases the interpreter's lock
         return dict(zip(paths, pool.map(one, paths)))  # noqa: B905 - Python 3.9
 
 
-def keep_blob(store, path, sha256):
-    """A proven file becomes blobs/<sha256>: root's, read-only, on disk before it has its name."""
-    os.chown(path, 0, 0)
-    os.chmod(path, 0o444)
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-    os.rename(path, os.path.join(store, "blobs", sha256))
-
-
 @contextmanager
-def hold_lock(path, what, within=0.0):
-    """Hold the lock file `path`, waiting `within` seconds; else Refused with its holder. The kernel frees a dead one's."""
+def hold_lock(path: str, what: str, within: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`. Wait `within` seconds for it, then raise Refused with its holder.
+
+    `what` is the refusal's sentence about the directory of the lock file. The kernel frees the lock of a dead process.
+    """
     with open(path, "a+", encoding="ascii") as file:
         until = time.monotonic() + within
         while True:
@@ -145,7 +144,7 @@ def hold_lock(path, what, within=0.0):
             HELD_LOCKS.remove(file.fileno())
 
 
-def is_locked(path):
+def is_locked(path: str) -> bool:
     """Whether a living process holds the lock file `path`."""
     try:
         with open(path, encoding="ascii") as file:
@@ -157,14 +156,14 @@ def is_locked(path):
     return False
 
 
-def as_refused(error, where):
-    """Any exception as a Refused: a surprise is an answer too, and nobody reads a traceback on a GPU host."""
+def as_refused(error: Exception, where: str) -> Refused:
+    """Any exception as a Refused about `where`: nobody reads a traceback on a GPU host."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, OSError):
-        mend = f"{FIXES.get(error.errno or 0, 'look at it there')}, then the same again"
+        fix = f"{FIXES.get(error.errno or 0, 'look at it there')}, then the same again"
         found = str(error.strerror or error)
-        return Refused(str(error.filename or where), "cannot be read or written", found=found, next=mend)
+        return Refused(str(error.filename or where), "cannot be read or written", found=found, next=fix)
     import traceback
 
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -172,12 +171,12 @@ def as_refused(error, where):
     return Refused(where, what, found=str(error))
 
 
-def print_answer(work, where):
-    """Run `work`, print its answer (or its refusal) as one line of ASCII JSON; -> exit code: 0 is yes, 1 is no."""
+def print_answer(work: Callable[[], Mapping[str, Any]], where: str) -> int:
+    """Run `work` and print its answer, or its refusal, as one line of ASCII JSON. Return the exit code: 0 is yes, 1 is no."""
     try:
-        answer = {"ok": True, **work()}
+        answer: dict[str, Any] = {"ok": True, **work()}
     except Exception as error:
         answer = {"ok": False, "error": as_refused(error, where).error}
-    # Begun on a line of its own: a shell's start-up file may have said something, without ending its line.
+    # The answer begins on a line of its own: a shell's start-up file may have printed words without a line's end.
     print("\n" + json.dumps(answer, ensure_ascii=True, sort_keys=True), flush=True)
     return 0 if answer["ok"] else 1

@@ -1,275 +1,272 @@
-"""Embeds fixed pages and queries with ColPali or one of its kind, examines them, and compares with the goldens.
-
-Part of the smoke program; this and families.py are all that needs colpali-engine and torch.
-"""
+"""The smoke test of ColPali and its kind: loads the model in three ways, examines what it embeds, compares with the goldens."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
-import json
 import os
 import sys
 import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from tasks.remote.container.embedding import Embedded, cosines, embed, maxsim, pack_all, unpack_all
 from tasks.remote.container.families import base_alone, by_commit, by_name, load_processor
+from tasks.remote.container.goldens import check_release, judge, read_goldens, width_faults
+from tasks.remote.container.inputs import PAGES, QUERIES, inputs_sha256, pages
+from tasks.remote.container.options import Floors, Options
+from tasks.remote.container.report import Checks, Comparison, Embeddings, Measured
+from tasks.shared.lock import Lock
 
-# Fixed inputs; a change of these makes every golden worthless, so they are part of "inputs_sha256".
-QUERIES = (
-    "what was the total revenue per quarter",
-    "which page shows the red bar chart",
-    "invoice number and date",
-)
-PAGES = 3
-# Cosine floors (mean, 1st percentile) by class of this run and of the goldens (design, section 4; settings.tolerance
-# overrides). Never the minimum: one token of a thousand may differ by rounding.
-SAME, BF16_ACROSS, BF16_FP32 = (0.9999, 0.999), (0.999, 0.99), (0.998, 0.98)
+# Lowest cosines, by how far this run's device and dtype are from the goldens'. The setting `tolerance` replaces them.
+SAME, OTHER_DEVICE, OTHER_DTYPE = Floors(0.9999, 0.999), Floors(0.999, 0.99), Floors(0.998, 0.98)
+CACHES = ("/root/.cache/huggingface/hub", "~/.cache/huggingface/hub")
 
 
-def pages():
-    """Three pages drawn by code: no fonts, no files, the same pixels everywhere. The last is tall, as paper is: families
-    that take an image in its own proportions make another number of vectors of it."""
-    from PIL import Image, ImageDraw
+@dataclass(frozen=True)
+class Bench:
+    """What all embeddings of this run share. options: arguments for `from_pretrained`.
 
-    made = []
-    for number in range(PAGES):
-        image = Image.new("RGB", (448, 632 if number == 2 else 448), (255, 255, 250 - 10 * number))
-        draw = ImageDraw.Draw(image)
-        for i in range(6 + number):
-            x, height = 30 + 55 * i % 390, 40 + (i * 67 + number * 131) % 240
-            colour = ((220, 30, 30), (30, 120, 40), (30, 60, 200))[(i * (number + 1)) % 3]
-            if number == 1:
-                draw.ellipse((x, 420 - height, x + 60, 480 - height), fill=colour)
-            else:
-                draw.rectangle((x, 430 - height, x + 30 + 6 * number, 430), fill=colour)
-        for row in range(4 + 2 * number):
-            draw.line(
-                (20, 20 + 14 * row, 200 + (row * 53 + number * 29) % 220, 20 + 14 * row), fill=(20, 20, 20), width=3
-            )
-        made.append(image)
-    return made
+    root: the release's cache. foreign: what `foreign_files` has found so far.
+    """
+
+    lock: Lock
+    device: str
+    images: Sequence[Any]
+    options: Mapping[str, Any]
+    root: str
+    foreign: set[str] = field(default_factory=set)
+
+    def embed(self, model: Any, processor: Any) -> Embedded:
+        """Embed the fixed inputs. Note foreign files, too: the model's files are mapped only while it is loaded."""
+        self.foreign.update(foreign_files(self.root))
+        return embed(model, processor, self.images, self.device)
 
 
-def inputs_sha256(images):
-    sha = hashlib.sha256("\n".join(QUERIES).encode())
-    for image in images:
-        sha.update(image.tobytes())
-    return sha.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------ embeddings
-
-
-def embed(model, processor, images, device):
-    """{name: (n, 128) float32 tensor of the unmasked tokens}, and the masks' complement; one input a forward."""
+def run(options: Options, lock: Lock, checks: Checks) -> Measured | None:
+    """Load and embed, and add to `checks`. None if there is no device to load it on."""
     import torch
 
-    found, times = {}, {"page": [], "query": []}
-    batches = [("page", i, lambda image=image: processor.process_images([image])) for i, image in enumerate(images)]
-    batches += [("query", i, lambda text=text: processor.process_queries([text])) for i, text in enumerate(QUERIES)]
-    for kind, number, make in batches:
-        batch = make().to(device)
-        started = time.monotonic()
-        with torch.inference_mode():
-            vectors = model(**batch)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times[kind].append((time.monotonic() - started) * 1000)
-        mask = batch["attention_mask"][0].bool()
-        found[f"{kind}{number}"] = vectors[0][mask].float().cpu()
-    return found, {kind: sorted(values)[len(values) // 2] for kind, values in times.items()}
-
-
-def maxsim(vectors):
-    """Scores (queries × pages): for each query token its best page token, summed (the late interaction of ColPali)."""
-    count = range(len(QUERIES)), range(PAGES)
-    return [
-        [float((vectors[f"query{q}"] @ vectors[f"page{p}"].T).max(1).values.sum()) for p in count[1]] for q in count[0]
-    ]
-
-
-def cosines(ours, theirs):
-    """Cosine of each token with its golden, over all pages and queries, sorted."""
-    import torch
-
-    every = [torch.nn.functional.cosine_similarity(ours[name], theirs[name], dim=1) for name in sorted(theirs)]
-    return sorted(torch.cat(every).tolist())
-
-
-def packed(vectors):
-    return {
-        name: {"shape": list(v.shape), "f16": base64.b64encode(v.half().numpy().tobytes()).decode("ascii")}
-        for name, v in vectors.items()
-    }
-
-
-def unpacked(entries):
-    import numpy
-    import torch
-
-    return {
-        name: torch.from_numpy(
-            numpy.frombuffer(base64.b64decode(e["f16"]), dtype="<f2").reshape(e["shape"]).astype("f4")
-        )
-        for name, e in entries.items()
-    }
-
-
-def choose(ours, goldens):
-    """The golden class to compare with, nearest first, and its floors."""
-    dtype = ours.partition("/")[2]
-    ranked = [(ours, SAME)]
-    ranked += [(name, BF16_ACROSS) for name in sorted(goldens) if name.endswith("/" + dtype) and name != ours]
-    ranked += [(name, BF16_FP32) for name in sorted(goldens) if not name.endswith("/" + dtype)]
-    return next((pair for pair in ranked if pair[0] in goldens), None)
-
-
-# ------------------------------------------------------------------------------------------------------- the checks
-
-
-def run(args, lock, checks):
-    """Adds to `checks`; -> what else there is to tell (smoke.py has the fields)."""
     root = os.environ["HF_HOME"]
-    import torch
+    check_offline(checks, root)
+    device = choose_device(options.device, checks)
+    if device is None:
+        return None
+    bench = Bench(lock, device, pages(), loading_options(lock, device), root)
+    torch.manual_seed(0)  # keys that the weights lack get random values: the same ones in each run
+    started = time.monotonic()
+    model, processor = by_name(lock, bench.options)
+    load_seconds = time.monotonic() - started
+    check_image_processor(checks, lock, processor)
+    ours = bench.embed(model, processor)
+    examine(checks, ours.vectors, bench.embed(model, processor).vectors)
+    del model  # memory holds only one copy of a large model
+    check_weights(checks, bench, processor, ours.vectors)
+    checks.add("every file read lies in the release", not bench.foreign, ", ".join(sorted(bench.foreign)[:4]))
+    embeddings = Embeddings(
+        f"{device}/{lock.serve['dtype']}", list(QUERIES), inputs_sha256(bench.images), pack_all(ours.vectors)
+    )
+    comparison = compare(options, lock, checks, ours.vectors, embeddings) if options.goldens else None
+    return measured(bench, load_seconds, ours, embeddings, comparison, processor)
+
+
+def check_offline(checks: Checks, root: str) -> None:
+    """The client must be offline, and read the release's cache."""
     from huggingface_hub import constants
 
-    offline = constants.HF_HUB_OFFLINE and os.path.join(root, "hub") == constants.HF_HUB_CACHE
-    checks.add(
-        "offline mode is on", offline, f"HF_HUB_OFFLINE={constants.HF_HUB_OFFLINE}, cache {constants.HF_HUB_CACHE}"
-    )
-    device = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(args.device, args.device)
-    if device == "cuda" and not torch.cuda.is_available():
-        checks.add(
-            "a CUDA device is visible", False, "none in this container: driver, nvidia-container-toolkit, `gpus`"
-        )
-        return {}
-    torch.manual_seed(0)
-    dtype, attention = lock.serve["dtype"], lock.serve["attention"]
-    options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    if device == "cuda":
-        # Not `.to(device)` afterwards: the unused, tied lm_head stays on the meta device and cannot be moved.
-        options["device_map"] = "cuda"
-    images, started = pages(), time.monotonic()
-    model, processor = by_name(lock, options)
-    load_seconds = time.monotonic() - started
-    asked, scaler = lock.serve.get("image_processor"), type(processor.image_processor).__name__
-    if asked:  # transformers takes another one where this one cannot be had, and only warns
-        backend = getattr(processor.image_processor, "backend", "unknown")
-        checks.add(f"the image processor is {asked}'s", backend == asked, f"{scaler} ({backend})")
-    ours, latency = embed(model, processor, images, device)
-    again, _ = embed(model, processor, images, device)
-    examine(checks, ours, again)
-    del model
-    odd = []
-    if lock.served.role == "adapter":
-        base, odd = base_alone(lock, options)
-        off, _ = embed(base, processor, images, device)
-        del base
-        change = 1 - sum(cosines(ours, off)) / len(cosines(ours, off))
-        checks.add("the adapter changes the output", change > 1e-4, f"mean cosine distance on/off {change:.6f}")
-    pinned, more = by_commit(lock, options)
-    odd += more
-    checks.add("no key is missing or unexpected", not odd, ", ".join(odd[:6]))
-    theirs, _ = embed(pinned, load_processor(lock, revision=lock.served.commit), images, device)
-    worst = cosines(ours, theirs)[0]
-    checks.add("by name and by commit are the same model", worst > 0.9999, f"lowest cosine {worst:.6f}")
-    where = paths(root)
-    checks.add("every file read lies in the release", not where, ", ".join(where[:4]))
-    result = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "dtype": dtype,
-        "attention": attention,
-        "image_processor": scaler,
-        "load_seconds": round(load_seconds, 3),
-        "latency_ms": {kind: round(value, 2) for kind, value in latency.items()},
-        "peak_memory_bytes": peak(device),
-        "versions": versions(),
-        "scores": [[round(score, 4) for score in row] for row in maxsim(ours)],
-    }
-    ours_class = f"{device}/{dtype}"
-    digest = inputs_sha256(images)
-    embeddings = {"class": ours_class, "queries": list(QUERIES), "inputs_sha256": digest, "vectors": packed(ours)}
-    result.update(embeddings=embeddings, cosine=None, against=None)
-    if args.goldens:
-        compare(checks, result, lock, ours, ours_class, digest, args)
-    return result
+    fine = constants.HF_HUB_OFFLINE and os.path.join(root, "hub") == constants.HF_HUB_CACHE
+    found = f"HF_HUB_OFFLINE={constants.HF_HUB_OFFLINE}, cache {constants.HF_HUB_CACHE}"
+    checks.add("offline mode is on", fine, found)
 
 
-def examine(checks, ours, again):
+def choose_device(asked: str, checks: Checks) -> str | None:
+    """ "cpu" or "cuda". None if CUDA was asked for and is missing."""
     import torch
 
-    wrong = [f"{name} {tuple(v.shape)}" for name, v in ours.items() if v.ndim != 2 or v.shape[1] != 128 or not len(v)]
-    checks.add("shape is (n, 128)", not wrong, ", ".join(wrong))
+    has_cuda = torch.cuda.is_available()
+    if asked == "auto":
+        return "cuda" if has_cuda else "cpu"
+    if asked == "cuda" and not has_cuda:
+        found = "none in this container: driver, nvidia-container-toolkit, `gpus`"
+        checks.add("a CUDA device is visible", False, found)
+        return None
+    return asked
+
+
+def loading_options(lock: Lock, device: str) -> dict[str, Any]:
+    """The arguments for `from_pretrained` that the release asks for."""
+    import torch
+
+    options = {"dtype": getattr(torch, lock.serve["dtype"]), "attn_implementation": lock.serve["attention"]}
+    if device == "cuda":
+        # With `.to("cuda")` instead, loading fails: the unused, tied lm_head stays on the meta device and cannot be moved.
+        options["device_map"] = "cuda"
+    return options
+
+
+def check_image_processor(checks: Checks, lock: Lock, processor: Any) -> None:
+    """The image processor must be of the backend that the release asks for.
+
+    If that backend is missing, transformers only warns and uses another one.
+    """
+    asked = lock.serve.get("image_processor")
+    if asked:
+        backend = getattr(processor.image_processor, "backend", "unknown")
+        found = f"{type(processor.image_processor).__name__} ({backend})"
+        checks.add(f"the image processor is {asked}'s", backend == asked, found)
+
+
+def examine(checks: Checks, ours: Mapping[str, Any], again: Mapping[str, Any]) -> None:
+    """Add the checks that need no goldens. `again`: the vectors of a second forward."""
+    import torch
+
+    faults = width_faults({name: tuple(v.shape) for name, v in ours.items()})
+    checks.add("all vectors have one width", not faults, ", ".join(faults))
+    if faults:
+        return  # the rest would be about vectors that cannot be compared
     checks.add("every value is finite", all(torch.isfinite(v).all() for v in ours.values()))
     norms = torch.cat([v.norm(dim=1) for v in ours.values()])
     checks.add("vectors have unit norm", ((norms - 1).abs() < 0.01).all(), f"{norms.min():.4f} to {norms.max():.4f}")
     worst = cosines(ours, again)[0]
     checks.add("two forwards agree", worst > 0.99999, f"lowest cosine {worst:.7f}")
-    apart = cosines({"a": ours["page0"]}, {"a": ours["page1"]}) if ours["page0"].shape == ours["page1"].shape else [0]
-    checks.add(
-        "pages differ from each other", sum(apart) / len(apart) < 0.9999, f"mean cosine {sum(apart) / len(apart):.4f}"
-    )
+    page, other = ours["page0"], ours["page1"]
+    if page.shape == other.shape:
+        mean = mean_cosine({"page": page}, {"page": other})
+        checks.add("pages differ from each other", mean < 0.9999, f"mean cosine {mean:.4f}")
+    else:
+        checks.add("pages differ from each other", True, "by their number of vectors")
 
 
-def compare(checks, result, lock, ours, ours_class, digest, args):
-    with open(args.goldens, encoding="ascii") as file:
-        goldens = json.load(file)
-    checks.add("goldens are this release's", goldens.get("release") == lock.id, str(goldens.get("release"))[:12])
-    chosen = choose(ours_class, goldens.get("classes") or {})
-    if chosen is None:
-        return checks.add("there are goldens to compare with", False, "none")
-    name, floors = chosen
-    golden = goldens["classes"][name]
-    floors = dict(args.tolerance).get(ours_class, floors)
-    checks.add("goldens are of the same inputs", golden["inputs_sha256"] == digest, golden["inputs_sha256"][:12])
-    theirs = unpacked(golden["vectors"])
-    shapes = {key: tuple(v.shape) for key, v in ours.items()} == {key: tuple(v.shape) for key, v in theirs.items()}
-    checks.add("goldens have the same shape", shapes)
-    if not shapes:
-        return None
+def mean_cosine(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    """The mean of the cosines of each vector with its counterpart."""
     found = cosines(ours, theirs)
-    mean, p1 = sum(found) / len(found), found[len(found) // 100]
-    result.update(cosine={"mean": round(mean, 6), "p1": round(p1, 6), "min": round(found[0], 6)}, against=name)
-    detail = f"mean {mean:.5f}, p1 {p1:.5f} against {name}; expected at least {floors[0]}, {floors[1]}"
-    checks.add("embeddings are the goldens'", mean >= floors[0] and p1 >= floors[1], detail)
-    order = [[sorted(range(PAGES), key=lambda p: -row[p]) for row in maxsim(v)] for v in (ours, theirs)]
-    checks.add("MaxSim ranks pages as the goldens do", order[0] == order[1], f"{order[0]} against {order[1]}")
-    return None
+    return sum(found) / len(found)
 
 
-def paths(root):
-    """Files of a Hugging Face cache that this process has open or mapped outside the release."""
-    real, found = os.path.realpath(root) + os.sep, set()
+def check_weights(checks: Checks, bench: Bench, processor: Any, ours: Mapping[str, Any]) -> None:
+    """The adapter must change the output, and the name must load the very commits of the lock, with every key."""
+    odd: list[str] = []
+    if bench.lock.served.role == "adapter":
+        base, odd = base_alone(bench.lock, bench.options)
+        off = bench.embed(base, processor).vectors
+        del base
+        change = 1 - mean_cosine(ours, off)
+        checks.add("the adapter changes the output", change > 1e-4, f"mean cosine distance on/off {change:.6f}")
+    pinned, more = by_commit(bench.lock, bench.options)
+    odd = [*odd, *more]
+    checks.add("no key is missing or unexpected", not odd, ", ".join(odd[:6]))
+    theirs = bench.embed(pinned, load_processor(bench.lock, revision=bench.lock.served.commit)).vectors
+    worst = cosines(ours, theirs)[0]
+    checks.add("by name and by commit are the same model", worst > 0.9999, f"lowest cosine {worst:.6f}")
+
+
+def choose(ours: str, goldens: Collection[str]) -> tuple[str, Floors] | None:
+    """Pick the nearest class of goldens, and its floors. None if there are no goldens."""
+    if ours in goldens:
+        return ours, SAME
+    dtype = ours.partition("/")[2]
+    same_dtype = [name for name in goldens if name.endswith(f"/{dtype}")]
+    if same_dtype:
+        return min(same_dtype), OTHER_DEVICE
+    return (min(goldens), OTHER_DTYPE) if goldens else None
+
+
+def compare(
+    options: Options, lock: Lock, checks: Checks, ours: Mapping[str, Any], embeddings: Embeddings
+) -> Comparison | None:
+    """Compare with the goldens. None if they cannot be compared. `embeddings`: our vectors in the goldens' format."""
+    goldens = read_goldens(str(options.goldens))
+    check_release(checks, goldens, lock.id)
+    chosen = choose(embeddings.device_class, goldens.classes)
+    if chosen is None:
+        checks.add("there are goldens to compare with", False, "none")
+        return None
+    name, floors = chosen
+    golden = goldens.classes[name]
+    same_inputs = golden["inputs_sha256"] == embeddings.inputs_sha256
+    checks.add("goldens are of the same inputs", same_inputs, golden["inputs_sha256"][:12])
+    theirs = unpack_all(golden["vectors"])
+    same = {key: tuple(v.shape) for key, v in ours.items()} == {key: tuple(v.shape) for key, v in theirs.items()}
+    checks.add("goldens have the same shape", same)
+    if not same:
+        return None
+    floors = options.tolerance.get(embeddings.device_class, floors)
+    comparison = judge(checks, name, cosines(ours, theirs), floors)
+    our_order, their_order = page_order(ours), page_order(theirs)
+    checks.add("MaxSim ranks pages as the goldens do", our_order == their_order, f"{our_order} against {their_order}")
+    return comparison
+
+
+def page_order(vectors: Mapping[str, Any]) -> list[list[int]]:
+    """For each query the numbers of the pages, best first."""
+    return [sorted(range(PAGES), key=row.__getitem__, reverse=True) for row in maxsim(vectors)]
+
+
+def foreign_files(root: str) -> set[str]:
+    """Weights mapped now from outside the release, and non-empty caches of the image.
+
+    The weights are paths of .safetensors files. The caches are directories, each with a note behind its path. A model on
+    a GPU, or one whose dtype was changed by loading, has copies of its weights and no mapped file.
+    """
+    weights = {path for path in mapped_files() if path.endswith(".safetensors") and not lies_in(root, path)}
+    caches = [os.path.expanduser(cache) for cache in CACHES]
+    others = [cache for cache in caches if os.path.isdir(cache) and not lies_in(root, cache) and os.listdir(cache)]
+    return weights | {f"{cache} (another cache in the image)" for cache in others}
+
+
+def mapped_files() -> set[str]:
+    """The files that this process has mapped into its memory."""
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-        names = {line.split(maxsplit=5)[5].strip() for line in file if line.count("/")}
-    for name in names:
-        if name.endswith(".safetensors") and not os.path.realpath(name).startswith(real):
-            found.add(name)
-    for model in ("/root/.cache/huggingface/hub", os.path.expanduser("~/.cache/huggingface/hub")):
-        if os.path.isdir(model) and not os.path.realpath(model).startswith(real) and os.listdir(model):
-            found.add(f"{model} (another cache in the image)")
-    return sorted(found)
+        # Address, permissions, offset, device, inode; and for a file its path, which may have spaces.
+        rows = [line.rstrip("\n").split(maxsplit=5) for line in file]
+    return {row[5] for row in rows if len(row) == 6}
 
 
-def peak(device):
+def lies_in(root: str, path: str) -> bool:
+    """Whether `path` is below the directory `root`, with all links followed."""
+    return os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
+
+
+def measured(
+    bench: Bench,
+    load_seconds: float,
+    ours: Embedded,
+    embeddings: Embeddings,
+    comparison: Comparison | None,
+    processor: Any,
+) -> Measured:
+    """Collect the results of this run."""
+    import torch
+
+    more = {
+        "attention": bench.lock.serve["attention"],
+        "image_processor": type(processor.image_processor).__name__,
+        "peak_memory_bytes": peak_memory(bench.device),
+        "versions": versions(),
+        "scores": [[round(score, 4) for score in row] for row in maxsim(ours.vectors)],
+    }
+    device = torch.cuda.get_device_name() if bench.device == "cuda" else "cpu"
+    dtype = str(bench.lock.serve["dtype"])
+    return Measured(device, dtype, load_seconds, ours.latency_ms, embeddings, comparison, more)
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that were in use: of the GPU, or of this process."""
     import resource
 
     import torch
 
-    return (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def versions():
+def versions() -> dict[str, str]:
+    """{package: version} of what embeds, as far as it is installed, and of Python."""
     from importlib.metadata import version
 
-    names = ("torch", "transformers", "peft", "colpali-engine", "huggingface_hub", "safetensors")
     found = {"python": sys.version.split()[0]}
-    for name in names:
+    for name in ("torch", "transformers", "peft", "colpali-engine", "huggingface_hub", "safetensors"):
         with contextlib.suppress(Exception):
             found[name] = version(name)
     return found

@@ -1,77 +1,73 @@
-"""Any other Hub repository: the smoke test is the operator's own command, run in the container against the release.
+"""The smoke test of any other Hub repository: the operator's own command, run in the container against the release.
 
-Exit code 0 is a pass. If its last line is JSON, {"queries": [text], "vectors": {"query0": [[float, …]], …}}, then these are
-compared with the goldens, as ColPali's are.
+Exit code 0 passes. The last line may be JSON, {"queries": [text], "vectors": {"query0": [[float, …]], …}}. Then these vectors
+are compared with the goldens, as ColPali's are.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import struct
 import subprocess
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from tasks.remote.host.probe import cosine, vectors
+from tasks.remote.container.goldens import check_release, judge, read_goldens, width_faults
+from tasks.remote.container.options import Floors, Options
+from tasks.remote.container.report import Checks, Comparison, Embeddings, Measured
+from tasks.shared.lock import Lock
+from tasks.shared.vectors import cosine, pack, unpack
 
-# A release's own embeddings again, on another CPU or GPU: cosine (mean, 1st percentile).
-FLOORS = (0.9999, 0.999)
+# A release's own embeddings once more, on another CPU or GPU.
+FLOORS = Floors(0.9999, 0.999)
 
 
-def run(args, lock, checks):
-    """Adds to `checks`; -> what else there is to tell (smoke.py has the fields)."""
+def run(options: Options, lock: Lock, checks: Checks) -> Measured:
+    """Run the command and add to `checks`."""
     started = time.monotonic()
     done = subprocess.run(lock.serve["smoke_command"], capture_output=True, text=True, errors="replace")
+    seconds = time.monotonic() - started
     said = (done.stderr.strip() or done.stdout.strip())[-300:]
     checks.add("the smoke command passes", done.returncode == 0, f"exit code {done.returncode}: {said}")
-    seconds = time.monotonic() - started
-    told = {"device": args.device, "dtype": lock.serve["dtype"], "load_seconds": round(seconds, 3), "cosine": None}
-    told |= {"latency_ms": {"page": round(seconds * 1000, 2)}, "embeddings": None}
+    measured = Measured(options.device, str(lock.serve["dtype"]), seconds, {"page": seconds * 1000})
     try:
-        ours = json.loads(done.stdout.splitlines()[-1])
-        packed = {name: pack(rows) for name, rows in ours["vectors"].items()}
+        found = json.loads(done.stdout.splitlines()[-1])
+        faults = width_faults({name: shape_of(rows) for name, rows in found["vectors"].items()})
+        embeddings = None if faults else embeddings_of(found, f"{options.device}/{lock.serve['dtype']}")
     except (ValueError, LookupError, TypeError, AttributeError):
-        if args.goldens and golden_classes(args):
+        if options.goldens and read_goldens(options.goldens).classes:
             checks.add("the smoke command gives vectors", False, f"the goldens have some; it said {said!r}")
-        return told
-    device_class = f"{args.device}/{lock.serve['dtype']}"
-    queries = [str(query) for query in ours.get("queries", [])]
+        return measured
+    checks.add("all vectors have one width", not faults, ", ".join(faults))
+    comparison = compare(options, lock, checks, embeddings.vectors) if embeddings and options.goldens else None
+    return replace(measured, embeddings=embeddings, comparison=comparison)
+
+
+def shape_of(rows: Any) -> tuple[int, ...]:
+    """(count, width) of a list of vectors; (count, width, other width, …) where they differ."""
+    return (len(rows), *sorted({len(row) for row in rows}))
+
+
+def embeddings_of(found: Mapping[str, Any], device_class: str) -> Embeddings:
+    """The vectors that the command printed, in the goldens' format. Of its inputs only the queries are known."""
+    queries = [str(query) for query in found.get("queries", [])]
     digest = hashlib.sha256("\n".join(queries).encode()).hexdigest()
-    told["embeddings"] = {"class": device_class, "queries": queries, "inputs_sha256": digest, "vectors": packed}
-    if args.goldens:
-        compare(args, lock, checks, told, packed)
-    return told
+    return Embeddings(device_class, queries, digest, {name: pack(rows) for name, rows in found["vectors"].items()})
 
 
-def pack(rows):
-    flat = [float(value) for row in rows for value in row]
-    data = struct.pack(f"<{len(flat)}e", *flat)
-    return {"shape": [len(rows), len(rows[0])], "f16": base64.b64encode(data).decode("ascii")}
-
-
-def golden_classes(args):
-    with open(args.goldens, encoding="ascii") as file:
-        return json.load(file).get("classes", {})
-
-
-def compare(args, lock, checks, told, ours):
-    with open(args.goldens, encoding="ascii") as file:
-        goldens = json.load(file)
-    checks.add("goldens are this release's", goldens.get("release") == lock.id, str(goldens.get("release"))[:12])
-    for name, golden in sorted(goldens.get("classes", {}).items())[:1]:
-        theirs = golden["vectors"]
-        same = {key: entry["shape"] for key, entry in ours.items()} == {k: e["shape"] for k, e in theirs.items()}
-        checks.add("shapes are the goldens'", same, f"{sorted(ours)} against {sorted(theirs)}")
-        if not same:
-            return
-        found = sorted(
-            cosine(a, b)
-            for key in ours
-            for a, b in zip(vectors(ours[key]), vectors(theirs[key]))  # noqa: B905
-        )
-        mean, p1 = sum(found) / len(found), found[len(found) // 100]
-        told.update(cosine={"mean": round(mean, 6), "p1": round(p1, 6), "min": round(found[0], 6)}, against=name)
-        floors = dict(args.tolerance).get(name, FLOORS)
-        detail = f"mean {mean:.5f}, p1 {p1:.5f} against {name}; expected at least {floors[0]}, {floors[1]}"
-        checks.add("embeddings are the goldens'", mean >= floors[0] and p1 >= floors[1], detail)
+def compare(options: Options, lock: Lock, checks: Checks, ours: Mapping[str, Any]) -> Comparison | None:
+    """Compare {name: packed vectors} with the first class of the goldens; None where there is nothing to compare."""
+    goldens = read_goldens(str(options.goldens))
+    check_release(checks, goldens, lock.id)
+    if not goldens.classes:
+        return None
+    name, golden = min(goldens.classes.items())
+    theirs = golden["vectors"]
+    same = {key: each["shape"] for key, each in ours.items()} == {key: each["shape"] for key, each in theirs.items()}
+    checks.add("shapes are the goldens'", same, f"{sorted(ours)} against {sorted(theirs)}")
+    if not same:
+        return None
+    pairs = [pair for key in ours for pair in zip(unpack(ours[key]), unpack(theirs[key]))]  # noqa: B905 - Python 3.9
+    return judge(checks, name, [cosine(a, b) for a, b in pairs], options.tolerance.get(name, FLOORS))

@@ -1,8 +1,8 @@
-"""The self-contained image: a release's cache as one more layer of its backend image, made from the proven store.
+"""The self-contained image: a release's cache as one more layer of its backend image, made from the store's proven blobs.
 
-Each machine makes it for itself, from blobs that it has hashed, so a new model sends only the files that differ, never
-a layer of all of them. The layer depends on the models and hf_home alone: not on the layers below, the machine or the
-day. It is streamed into `docker load` and never lies on the disk; `state/<release>/baked.json` keeps its digests.
+Each machine makes it for itself, from blobs that it has hashed. So a new model sends only the files that differ, not a layer
+of all of them. The layer depends on the models and hf_home alone: not on the layers below, the machine or the day. It is
+streamed into `docker load` and never lies on the disk. `state/<release>/baked.json` keeps its digests.
 """
 
 from __future__ import annotations
@@ -11,32 +11,39 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import IO, Any
 
 from tasks.remote.common.files import read_record, write_file
 from tasks.shared import layout
 from tasks.shared.errors import Refused
+from tasks.shared.lock import Lock
 
 CHUNK = 1 << 20
 
 
-class Counted:
-    """A file that keeps the sha256 and the number of bytes of what goes through, to `file` or from it."""
+class CountedSink:
+    """Takes bytes as a file does, and keeps nothing but their sha256 and their number."""
 
-    def __init__(self, file=None):
-        self.file, self.sha, self.size = file, hashlib.sha256(), 0
+    def __init__(self) -> None:
+        self.sha, self.size = hashlib.sha256(), 0
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         self.sha.update(data)
         self.size += len(data)
-        if self.file is not None:
-            self.file.write(data)
         return len(data)
 
-    def read(self, count):
+
+class HashedSource:
+    """A file that is read, with the sha256 of what has been read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha = file, hashlib.sha256()
+
+    def read(self, count: int = -1) -> bytes:
         data = self.file.read(count)
         self.sha.update(data)
-        self.size += len(data)
         return data
 
 
@@ -49,24 +56,27 @@ class Baked:
     config: bytes
     manifest: bytes
 
-    def record(self):
-        """What `docker image inspect` may call it (config: classic store, manifest: containerd's), and the layer."""
+    def record(self) -> dict[str, Any]:
+        """The ids that `docker image inspect` may show (config: classic store, manifest: containerd's), and the layer."""
         ids = {"config": hashlib.sha256(self.config), "manifest": hashlib.sha256(self.manifest)}
         found = {name: f"sha256:{sha.hexdigest()}" for name, sha in ids.items()}
         return {**found, "layer": f"sha256:{self.layer}", "layer_bytes": self.layer_size}
 
 
-def record_path(store, lock):
+def record_path(store: str, lock: Lock) -> str:
     return os.path.join(store, "state", lock.id, "baked.json")
 
 
-def recorded(store, lock):
-    """The digests of an earlier baking on this machine, or None."""
+def recorded(store: str, lock: Lock) -> dict[str, Any] | None:
+    """The record of the image that this machine baked for the release, or None."""
     return read_record(record_path(store, lock)) or None
 
 
-def layer(out, root, lock):
-    """Write the layer: hub/ of the release in `root`, below the lock's hf_home; always the same bytes."""
+def write_layer(out: Any, root: str, lock: Lock) -> None:
+    """Write the layer to `out`: hub/ of the release in `root`, below the lock's hf_home. The bytes are always the same.
+
+    Raise Refused where a file is not the lock's.
+    """
     home, tree = lock.serve["hf_home"].strip("/"), layout.cache_tree(lock)
     paths = sorted({**tree.blobs, **tree.links, **tree.texts})
     folders = {home[:i] for i, c in enumerate(home) if c == "/"} | {home}
@@ -75,7 +85,7 @@ def layer(out, root, lock):
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, bufsize=CHUNK) as archive:
         for folder in sorted(folders):
             archive.addfile(entry(folder, tarfile.DIRTYPE, 0o755))
-        first = {}
+        first: dict[str, str] = {}
         for path in paths:
             name = f"{home}/{path}"
             if path in tree.links:
@@ -83,28 +93,31 @@ def layer(out, root, lock):
             elif first.setdefault(tree.blobs.get(path, path), name) != name:  # repositories share files: once is enough
                 archive.addfile(entry(name, tarfile.LNKTYPE, 0o444, link=first[tree.blobs[path]]))
             else:
-                with open(os.path.join(root, path), "rb") as file:
-                    source = Counted(file)
-                    archive.addfile(entry(name, tarfile.REGTYPE, 0o444, os.fstat(file.fileno()).st_size), source)
                 wanted = tree.blobs.get(path) or hashlib.sha256(tree.texts[path].encode()).hexdigest()
-                if source.sha.hexdigest() != wanted:
-                    found = source.sha.hexdigest()
-                    raise Refused(
-                        os.path.join(root, path), "is not the lock's", wanted, found, "deploy.py, verify=full"
-                    )
+                add_file(archive, name, os.path.join(root, path), wanted)
 
 
-def entry(name, kind, mode, size=0, link=""):
+def add_file(archive: tarfile.TarFile, name: str, path: str, wanted: str) -> None:
+    """Add a file under `name`. Raise Refused where its sha256 is not `wanted`."""
+    with open(path, "rb") as file:
+        source = HashedSource(file)
+        archive.addfile(entry(name, tarfile.REGTYPE, 0o444, os.fstat(file.fileno()).st_size), source)
+    found = source.sha.hexdigest()
+    if found != wanted:
+        raise Refused(path, "is not the lock's", wanted, found, "deploy.py, verify=full")
+
+
+def entry(name: str, kind: bytes, mode: int, size: int = 0, link: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.mode, info.size, info.linkname = kind, mode, size, link
     return info
 
 
-def bake(store, lock):
-    """Read the release once; -> the image that has it baked in."""
+def bake(store: str, lock: Lock) -> Baked:
+    """The image that has the release baked in. It reads the release once, and writes nothing."""
     root = os.path.join(store, "releases", lock.id)
-    found = Counted()
-    layer(found, root, lock)
+    found = CountedSink()
+    write_layer(found, root, lock)
     config = json.loads(blob(store, lock.image.config.sha256))
     manifest = json.loads(blob(store, lock.image.manifest.sha256))
     digest = found.sha.hexdigest()
@@ -117,29 +130,29 @@ def bake(store, lock):
     environment.update(lock.offline_environment(lock.serve["hf_home"]))
     inside["Env"] = [f"{key}={value}" for key, value in environment.items()]
     inside["Labels"] = {**(inside.get("Labels") or {}), "hf-offline.release": lock.id}
-    described = canonical(config)
+    config_bytes = canonical(config)
     docker = manifest["config"]["mediaType"].startswith("application/vnd.docker.")
     kind = "application/vnd.docker.image.rootfs.diff.tar" if docker else "application/vnd.oci.image.layer.v1.tar"
     manifest["layers"].append({"mediaType": kind, "digest": f"sha256:{digest}", "size": found.size})
     manifest["config"] = {
         **manifest["config"],
-        "digest": f"sha256:{hashlib.sha256(described).hexdigest()}",
-        "size": len(described),
+        "digest": f"sha256:{hashlib.sha256(config_bytes).hexdigest()}",
+        "size": len(config_bytes),
     }
-    return Baked(digest, found.size, described, canonical(manifest))
+    return Baked(digest, found.size, config_bytes, canonical(manifest))
 
 
-def canonical(document):
+def canonical(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-def blob(store, sha256):
+def blob(store: str, sha256: str) -> bytes:
     with open(os.path.join(store, "blobs", sha256), "rb") as file:
         return file.read()
 
 
-def stream(out, store, lock, baked):
-    """The archive that `docker load` takes, written to `out`: every layer from the store, the new one made once more."""
+def stream(out: IO[bytes], store: str, lock: Lock, baked: Baked) -> None:
+    """Write the archive that `docker load` takes: every layer from the store, and the new one, which is made once more."""
     root, ids = os.path.join(store, "releases", lock.id), baked.record()
     manifest = {"mediaType": lock.image.media_type, "digest": ids["manifest"], "size": len(baked.manifest)}
     below = [each.sha256 for each in lock.image.layers]
@@ -158,19 +171,20 @@ def stream(out, store, lock, baked):
                 out.write(chunk)
         pad(out, os.path.getsize(path))
     header(out, f"blobs/sha256/{baked.layer}", baked.layer_size)
-    layer(out, root, lock)  # each of its files is held against the lock again
+    write_layer(out, root, lock)
     pad(out, baked.layer_size)
     out.write(b"\0" * 1024)
 
 
-def header(out, name, size):
+def header(out: IO[bytes], name: str, size: int) -> None:
     out.write(entry(name, tarfile.REGTYPE, 0o444, size=size).tobuf(tarfile.GNU_FORMAT))
 
 
-def pad(out, size):
+def pad(out: IO[bytes], size: int) -> None:
     out.write(b"\0" * (-size % 512))
 
 
-def keep_record(store, lock, baked):
+def keep_record(store: str, lock: Lock, baked: Baked) -> None:
+    """Note the ids of the baked image, by which it is known in the engine."""
     os.makedirs(os.path.dirname(record_path(store, lock)), exist_ok=True)
     write_file(record_path(store, lock), json.dumps(baked.record()) + "\n")

@@ -1,8 +1,9 @@
-"""Puts the tool in its place with bytecode beside its sources: modules of a zip are compiled at each call otherwise.
+"""Puts the tool in its place, with bytecode beside its sources: without it, Python compiles the modules of a zip at each call.
 
-    bytecode --to PATH       the zip that this runs from moves to PATH, unless another run's is there
+    bytecode --to PATH       moves the zip that this program runs from to PATH, unless that one is there and whole
 
-That is a third of a short call. Another Python, as in the service's image, takes the sources: bytecode says whose it is.
+Compiling takes a third of the time of a short call. Bytecode says which Python made it. Another Python, such as the one in
+the service's image, takes the sources.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import os
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 from tasks.remote.common.files import hold_lock, print_answer, sync_folder
 
-UNCHECKED = b"\x01\x00\x00\x00"  # PEP 552: by the source's hash, and nobody compares it: both lie in one file
+UNCHECKED = b"\x01\x00\x00\x00"  # PEP 552: valid by the source's hash, which Python does not compare
 
 
-def compiled(source, target, name):
-    """The zip `source` as the zip `target`, which will be called `name`, with a .pyc for each .py."""
+def add_bytecode(source: str, target: str, name: str) -> None:
+    """Write the zip `target`, which will be called `name`: the zip `source`, with a .pyc for each .py."""
     with zipfile.ZipFile(source) as packed, zipfile.ZipFile(target, "w") as both:
         for entry in packed.infolist():
             text = packed.read(entry)
@@ -31,8 +34,8 @@ def compiled(source, target, name):
             both.writestr(zipfile.ZipInfo(f"{entry.filename}c", entry.date_time), header + marshal.dumps(code))
 
 
-def whole(path):
-    """Whether the tool is there with every byte: one that was cut short, by a power cut say, is made anew."""
+def is_whole(path: str) -> bool:
+    """Whether the tool is there and every checksum in it is right. A power cut can leave a part of it."""
     try:
         with zipfile.ZipFile(path) as packed:
             return packed.testzip() is None
@@ -40,22 +43,26 @@ def whole(path):
         return False
 
 
-def place(args):
-    source, staged = sys.argv[0], f"{args.to}.new"
-    with hold_lock(os.path.join(os.path.dirname(args.to), ".lock"), "is being brought", within=60):
-        if not whole(args.to):  # a process may be reading a whole one: another of the same name has other offsets
-            compiled(source, staged, args.to)
+def place(to: str) -> dict[str, Any]:
+    """Move the zip that this program runs from to the path `to`, with bytecode. A whole one that is there stays.
+
+    A running process may be reading that one, and in another file of the same name the modules stand at other offsets.
+    """
+    source, staged = sys.argv[0], f"{to}.new"
+    with hold_lock(os.path.join(os.path.dirname(to), ".lock"), "is being brought", within=60):
+        if not is_whole(to):
+            add_bytecode(source, staged, to)
             with open(staged, "rb") as file:
                 os.fchmod(file.fileno(), 0o644)
                 os.fsync(file.fileno())
-            os.rename(staged, args.to)
+            os.rename(staged, to)
         os.unlink(source)
-    sync_folder(os.path.dirname(args.to))
+    sync_folder(os.path.dirname(to))
     return {}
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bytecode")
     parser.add_argument("--to", required=True)
     args = parser.parse_args(argv)
-    return print_answer(lambda: place(args), args.to)
+    return print_answer(lambda: place(args.to), args.to)

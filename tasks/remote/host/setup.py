@@ -1,4 +1,4 @@
-"""Sets up a machine for the store: its directories, and on a host the push user whose one key can write incoming/ alone.
+"""Sets up a machine for the store: its directories, and on a host the push user, whose one key can write incoming/ alone.
 
     setup --store S [--user U --key KEY --from ADDRESS]
 
@@ -15,6 +15,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tasks.remote.common.files import print_answer, read_text, write_file
 from tasks.shared.errors import Refused
@@ -34,27 +37,44 @@ WantedBy=multi-user.target
 """
 
 
-def setup(args):
-    """The store's directories, and with --user the push user, who can write incoming/ and nothing else."""
-    os.makedirs(args.store, mode=0o755, exist_ok=True)
+MODES = {"incoming": 0o755, "taken": 0o700, "blobs": 0o755, "releases": 0o755, "state": 0o755, "tool": 0o755}
+
+
+@dataclass(frozen=True)
+class Pusher:
+    """The user as whom the bastion pushes, its one public key, and the address that it may come from; "*" is any."""
+
+    user: str
+    key: str
+    source: str
+
+
+def setup(store: str, pusher: Pusher | None) -> dict[str, Any]:
+    """Make the store's directories, and the push user where one is given. Return what was changed.
+
+    Raise Refused where the store spans several filesystems.
+    """
+    os.makedirs(store, mode=0o755, exist_ok=True)
     changed = []
-    modes = {"incoming": 0o755, "taken": 0o700, "blobs": 0o755, "releases": 0o755, "state": 0o755, "tool": 0o755}
-    for name, mode in modes.items():
-        path = os.path.join(args.store, name)
+    for name, mode in MODES.items():
+        path = os.path.join(store, name)
         if not os.path.isdir(path):
             os.mkdir(path)
             changed.append(name)
         os.chmod(path, mode)
-    devices = {os.stat(os.path.join(args.store, name)).st_dev for name in modes}
+    devices = {os.stat(os.path.join(store, name)).st_dev for name in MODES}
     if len(devices) > 1:
-        raise Refused(args.store, "spans several filesystems", "one, as files are moved by rename", str(len(devices)))
-    if args.user:
-        changed += push_user(args) + at_boot(args.store)
+        raise Refused(store, "spans several filesystems", "one, as files are moved by rename", str(len(devices)))
+    if pusher:
+        changed += set_up_pusher(store, pusher) + set_up_recovery(store)
     return {"changed": changed}
 
 
-def at_boot(store):
-    """A switch that a power cut interrupted is finished or undone at boot: by systemd, or by whatever runs S/recover."""
+def set_up_recovery(store: str) -> list[str]:
+    """Let systemd finish or undo, at boot, a switch that a power cut interrupted. Return what was changed.
+
+    Where no systemd runs, the machine's own start-up must run STORE/recover.
+    """
     script, changed = os.path.join(store, "recover"), []
     words = f"#!/bin/sh\nexec python3 {os.path.abspath(sys.argv[0])} switch recover --store {store}\n"
     if read_text(script) != words:
@@ -71,39 +91,28 @@ def at_boot(store):
     return changed
 
 
-def push_user(args):
-    """`args.user` with one key that can only run rrsync, write-only, below incoming/. It cannot change that itself."""
-    # Both come from the bastion, which is not trusted: a line break here would be a second key, without our limits.
-    if not re.fullmatch(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}", args.key):
-        raise Refused(
-            "push key", "is no plain public key", "ssh-ed25519 …", ascii(args.key[:80]), "look at the bastion"
-        )
-    if not re.fullmatch(r"\*|[0-9A-Fa-f.:]+(/\d+)?", args.source):
-        raise Refused(
-            "push_from", "is no address", "an IP address or network, or *", ascii(args.source[:80]), "push_from"
-        )
-    home = f"/var/lib/{args.user}"
+def set_up_pusher(store: str, pusher: Pusher) -> list[str]:
+    """Make a user whose one key runs rrsync, write-only, in incoming/, and nothing else. Return what was changed.
+
+    The user cannot change that itself. Raise Refused for a key or an address of another form, and for a powerful user.
+    """
+    refuse_odd_words(pusher)
+    home = f"/var/lib/{pusher.user}"
     changed = []
     try:
-        user = pwd.getpwnam(args.user)
+        user = pwd.getpwnam(pusher.user)
     except KeyError:
-        # '*' is no password and, unlike '!', no locked account: sshd without PAM refuses keys of locked ones.
-        command = ["useradd", "--system", "--no-create-home", "-d", home, "-s", "/bin/sh", "-p", "*", args.user]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise Refused(args.user, "cannot be created", "useradd to succeed", done.stderr.strip()) from None
-        user = pwd.getpwnam(args.user)
+        user = make_user(pusher.user, home)
         changed.append("user")
-    if user.pw_uid == 0 or any(
-        args.user in group.gr_mem for group in grp.getgrall() if group.gr_name in ("sudo", "wheel")
-    ):
-        raise Refused(args.user, "may do more than push", "an unprivileged user", "root or sudo", "setting push_user")
-    incoming = os.path.join(args.store, "incoming")
+    groups = {group.gr_name for group in grp.getgrall() if pusher.user in group.gr_mem}
+    if user.pw_uid == 0 or groups & {"sudo", "wheel"}:
+        raise Refused(pusher.user, "may do more than push", "an unprivileged user", "root or sudo", "setting push_user")
+    incoming = os.path.join(store, "incoming")
     os.chown(incoming, user.pw_uid, user.pw_gid)
     os.makedirs(f"{home}/.ssh", mode=0o755, exist_ok=True)
     rrsync = shutil.which("rrsync") or "rrsync"
-    source = f'from="{args.source}",' if args.source != "*" else ""
-    line = f'restrict,{source}command="{rrsync} -wo -no-del {incoming}" {args.key}\n'
+    source = f'from="{pusher.source}",' if pusher.source != "*" else ""
+    line = f'restrict,{source}command="{rrsync} -wo -no-del {incoming}" {pusher.key}\n'
     path = f"{home}/.ssh/authorized_keys"
     if read_text(path) != line:
         write_file(path, line)
@@ -111,7 +120,27 @@ def push_user(args):
     return changed
 
 
-def main(argv):
+def refuse_odd_words(pusher: Pusher) -> None:
+    """Refuse a key or an address that is more than one. Both come from the bastion, which is not trusted: a line break in
+    them would be a second key, without our limits."""
+    if not re.fullmatch(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}", pusher.key):
+        found = ascii(pusher.key[:80])
+        raise Refused("push key", "is no plain public key", "ssh-ed25519 …", found, "look at the bastion")
+    if not re.fullmatch(r"\*|[0-9A-Fa-f.:]+(/\d+)?", pusher.source):
+        found = ascii(pusher.source[:80])
+        raise Refused("push_from", "is no address", "an IP address or network, or *", found, "push_from")
+
+
+def make_user(name: str, home: str) -> pwd.struct_passwd:
+    """Create a system user without a password. Its account is not locked: sshd without PAM refuses keys of locked ones."""
+    command = ["useradd", "--system", "--no-create-home", "-d", home, "-s", "/bin/sh", "-p", "*", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise Refused(name, "cannot be created", "useradd to succeed", done.stderr.strip())
+    return pwd.getpwnam(name)
+
+
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="setup")
     parser.add_argument("--store", required=True)
     parser.add_argument("--user", default="")
@@ -119,4 +148,5 @@ def main(argv):
     parser.add_argument("--from", dest="source", default="*")
     args = parser.parse_args(argv)
     os.umask(0o022)
-    return print_answer(lambda: setup(args), args.store)
+    pusher = Pusher(args.user, args.key, args.source) if args.user else None
+    return print_answer(lambda: setup(args.store, pusher), args.store)

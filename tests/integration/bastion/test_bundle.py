@@ -46,18 +46,18 @@ def stick(tmp_path):
     return tmp_path / "stick"
 
 
-def asked(bastion, document, have=None, **more):
+def asked(bastion, document, contents=None, **more):
     tool = bastion.root / "tool.tar.gz"
     tool.write_bytes(b"the tool")
     files = {"tool.tar.gz": str(tool), "wheels/x-1-py3-none-any.whl": str(tool)}
-    about = {"who": "me@here", "have_at": "yesterday" if have else None}
+    about = {"who": "me@here", "contents_at": "yesterday" if contents else None}
     texts = {"lock.json": lock_text(document), "README.txt": "read me\n", "goldens.json": "{}\n"}
-    return {"lock": document, "have": have or {}, "texts": texts, "files": files, "about": about, **more}
+    return {"lock": document, "contents": contents or {}, "texts": texts, "files": files, "about": about, **more}
 
 
-def write(bastion, stick, document, ok=True, have=None, part=PART, **more):
+def write(bastion, stick, document, ok=True, contents=None, part=PART, **more):
     words = ("--bundle", stick, "--part-size", part)
-    return bastion.run("bundle", "write", *words, document=asked(bastion, document, have, **more), ok=ok)
+    return bastion.run("bundle", "write", *words, document=asked(bastion, document, contents, **more), ok=ok)
 
 
 def take(host, stick, document, ok=True):
@@ -348,11 +348,11 @@ def next_version(document, contents, data=b"adapter, version 2"):
 def test_what_the_far_side_has_stays_at_home(bastion, host, stick, document, contents):
     write(bastion, stick, document)
     take(host, stick, document)
-    have = host.run("bundle", "have")
-    assert have["blobs"] == {sha: len(data) for sha, data in contents.items()}
+    found = host.run("bundle", "contents")
+    assert found["blobs"] == {sha: len(data) for sha, data in contents.items()}
     second, sha, data = next_version(document, contents)
     (bastion.store / "blobs" / sha).write_bytes(data)
-    write(bastion, stick, second, have=have["blobs"])
+    write(bastion, stick, second, contents=found["blobs"])
     assert pieces(stick) == [sha], "and the parts of the first bundle are gone"
     assert take(host, stick, second)["bytes"] == len(data)
     assert blobs(host) == {**contents, sha: data}
@@ -361,20 +361,20 @@ def test_what_the_far_side_has_stays_at_home(bastion, host, stick, document, con
 def test_what_was_left_out_and_is_gone_there_is_named(bastion, host, stick, document, contents):
     write(bastion, stick, document)
     take(host, stick, document)
-    less = write(bastion, stick, document, have=host.run("bundle", "have")["blobs"])
+    less = write(bastion, stick, document, contents=host.run("bundle", "contents")["blobs"])
     assert less["changed"] and less["written"] == 0
     assert pieces(stick) == [] and take(host, stick, document)["read"] == 0
     victim = document["models"][0]["files"]["adapter_model.safetensors"]["sha256"]
     (host.store / "blobs" / victim).unlink()
     error = take(host, stick, document, ok=False)["error"]
-    assert f"{ADAPTER}: was left out, as have.json of yesterday has it" in error["found"]
+    assert f"{ADAPTER}: was left out, as contents.json of yesterday has it" in error["found"]
 
 
-def test_have_names_no_blob_that_is_damaged(bastion):
+def test_contents_name_no_blob_that_is_damaged(bastion):
     victim = min(blobs(bastion))
     flip(bastion.store / "blobs" / victim, at=0)
-    have = bastion.run("bundle", "have")
-    assert have["damaged"] == [victim] and victim not in have["blobs"]
+    found = bastion.run("bundle", "contents")
+    assert found["damaged"] == [victim] and victim not in found["blobs"]
     assert not (bastion.store / "blobs" / victim).exists(), "the next bundle brings it, and take must see that it lacks"
 
 
@@ -382,7 +382,7 @@ def test_a_blob_of_another_size_is_not_had(bastion, stick, document, contents):
     have = {sha: len(data) for sha, data in contents.items()}
     victim = document["models"][0]["files"]["adapter_model.safetensors"]["sha256"]
     have[victim] += 1
-    write(bastion, stick, document, have=have)
+    write(bastion, stick, document, contents=have)
     assert pieces(stick) == [victim]
 
 
@@ -390,20 +390,19 @@ def test_a_blob_of_another_size_is_not_had(bastion, stick, document, contents):
     "text", ["", "[]", "{}", '{"format": 2, "at": "", "blobs": {}}', '{"format": 1, "at": "", "blobs": {"../x": 1}}']
 )
 def test_what_is_no_have_json_is_refused(tmp_path, text):
-    path = tmp_path / "have.json"
+    path = tmp_path / "contents.json"
     with pytest.raises(Refused, match="cannot be read"):
-        bundling.read_have(str(path))
+        bundling.read_contents(str(path))
     path.write_text(text)
-    with pytest.raises(Refused, match=r"is no have\.json of format 1"):
-        bundling.read_have(str(path))
+    with pytest.raises(Refused, match=r"is no contents\.json of format 1"):
+        bundling.read_contents(str(path))
     path.write_text(json.dumps({"format": 1, "at": "now", "blobs": {"a" * 64: 3}}))
-    assert bundling.read_have(str(path)) == ({"a" * 64: 3}, "now")
+    assert bundling.read_contents(str(path)) == ({"a" * 64: 3}, "now")
 
 
 def test_the_tools_archive_is_the_same_each_time_and_holds_the_last_commit():
     first = bundling.archive()
     assert first[4:8] == bytes(4), "gzip's own time is left out"
-    bundling.archive.cache_clear()
     assert bundling.archive() == first
     with tarfile.open(fileobj=io.BytesIO(first)) as archive:
         names = archive.getnames()
@@ -447,9 +446,9 @@ def test_an_earlier_bundle_makes_room_and_a_whole_one_needs_none(bastion, tight,
     third, other, more = next_version(document, contents, os.urandom(2_400_000))
     for name, content in ((sha, data), (other, more)):
         (bastion.store / "blobs" / name).write_bytes(content)
-    write(bastion, tight, second, have=have)
-    assert write(bastion, tight, second, have=have)["written"] == 0
-    write(bastion, tight, third, have=have)  # both together are more than the drive has
+    write(bastion, tight, second, contents=have)
+    assert write(bastion, tight, second, contents=have)["written"] == 0
+    write(bastion, tight, third, contents=have)  # both together are more than the drive has
     assert f"{sha}.000" not in pieces(tight) and f"{other}.002" in pieces(tight)
 
 

@@ -189,6 +189,15 @@ def test_a_second_fetch_says_who_holds_the_store(host, hub, locked):
         time.sleep(0.05)
 
 
+def test_a_failure_that_nobody_thought_of_is_one_answer(host, hub):
+    """The work has a process of its own, which must not print an answer beside the program's."""
+    request = json.dumps({"token": None, "endpoint": hub["endpoint"], "xet": False})  # no "models"
+    words = [sys.executable, str(host.tool), "fetch", "resolve", "--store", str(host.store)]
+    done = subprocess.run(words, input=request, capture_output=True, text=True, timeout=60)
+    (answer,) = (json.loads(line) for line in done.stdout.splitlines() if line)
+    assert done.returncode == 1 and not answer["ok"] and answer["error"]["what"].startswith("KeyError at fetch.py:")
+
+
 def test_a_moved_branch_does_not_move_a_lock(host, hub, locked):
     new = commit(hub["root"], ADAPTER, {**hub["adapter"], "adapter_model.safetensors": b"version 2"}, [])
     move(hub["root"], ADAPTER, {"main": new})

@@ -170,6 +170,23 @@ from tasks.remote.container import colpali
     assert found == {"by name and by commit are the same model"}
 
 
+def test_weights_that_come_from_elsewhere_are_seen_though_they_are_the_same(released):
+    change = """
+import shutil
+from tasks.remote.container import families
+def copied(lock, options):
+    top = f"/models/hf/hub/{lock.served.folder}/snapshots/{lock.served.commit}"
+    shutil.copytree(top, "/tmp/copy")
+    return families.classes(lock)[0].from_pretrained("/tmp/copy", **options).eval(), families.load_processor(lock)
+families.by_name = copied
+from tasks.remote.container import colpali
+"""
+    # With the dtype that the weights have: their file stays mapped.
+    answer = released("docai/colsmol-tiny", dtype="bfloat16").smoke(change=change)
+    assert failing(answer) == {"every file read lies in the release"}
+    assert "/tmp/copy/model.safetensors" in str(answer["checks"])
+
+
 def test_a_chosen_image_processor_is_used_and_is_another_space_where_it_lacks_the_filter(released):
     default = released("docai/colsmol-tiny")
     goldens = default.smoke()["embeddings"]
@@ -186,3 +203,32 @@ def test_an_image_processor_that_cannot_be_had_is_not_replaced_in_silence(releas
     change += "real = a._load_class_with_fallback\na._load_class_with_fallback = lambda m, b: real(m, 'pil')\n"
     answer = released("docai/colqwen2-tiny", image_processor="torchvision").smoke(change=change)
     assert failing(answer) == {"the image processor is torchvision's"}
+
+
+WIDTHS = """
+import json, sys
+sys.path.insert(0, "/tool.pyz")
+import torch
+from tasks.remote.container.colpali import examine
+from tasks.remote.container.report import Checks
+
+def vectors(width, odd=None):
+    torch.manual_seed(1)
+    names = ("page0", "page1", "query0")
+    found = {name: torch.nn.functional.normalize(torch.randn(4, width), dim=1) for name in names}
+    return {**found, **({"query0": torch.nn.functional.normalize(torch.randn(4, odd), dim=1)} if odd else {})}
+
+def failing(ours):
+    checks = Checks()
+    examine(checks, ours, ours)
+    return [check.name for check in checks.all if not check.ok]
+
+print(json.dumps([failing(vectors(128)), failing(vectors(320)), failing(vectors(320, odd=128))]))
+"""
+
+
+def test_a_model_of_another_width_is_sound_and_one_of_two_widths_is_not(host, tmp_path):
+    (tmp_path / "widths.py").write_text(WIDTHS)
+    done = in_image(PYTHON, "/widths.py", mounts={"/widths.py": tmp_path / "widths.py", "/tool.pyz": host.tool})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == [[], [], ["all vectors have one width"]]

@@ -38,7 +38,7 @@ def here(tmp_path):
 @pytest.mark.parametrize("task", ["deploy.py", "tasks/status.py"])
 def test_a_fleet_that_cannot_be_reached_at_all_gets_its_table(here, task):
     code, text = said("-y", here, task, "--limit", "gpu-1")
-    assert code == 1 and "unreachable" in text and "0 of 1 as asked" in text and "raceback" not in text, text
+    assert code == 1 and "unreachable" in text and "0 of 1 hosts ok" in text and "raceback" not in text, text
     assert json.loads((ROOT / "reports/last.json").read_text())["hosts"]["gpu-1"]["state"] == "unreachable"
 
 
@@ -77,9 +77,9 @@ def test_a_release_that_is_empty_is_no_rollback_to_the_previous(here):
 
 
 def test_a_command_for_the_bastion_needs_it_and_nobody_else(here):
-    code, text = said("-y", here, "tasks/have.py")
-    assert code == 0 and "1 of 1 as asked" in text, text
-    code, text = said("-y", here, "./tasks/have.py", "--limit", "gpu-99")
+    code, text = said("-y", here, "tasks/contents.py")
+    assert code == 0 and "1 of 1 hosts ok" in text, text
+    code, text = said("-y", here, "./tasks/contents.py", "--limit", "gpu-99")
     assert code == 1 and "was not run for any host" in text, text
 
 
@@ -93,7 +93,7 @@ def test_a_fleet_of_which_no_host_answers_has_its_table_and_report_too(tmp_path)
     text = f'bastion = [("bastion-1", {data})]\ngpu_hosts = [("gpu-1", {data}), ("gpu-2", {{**{data}, "out_of_service": "fan"}})]\n'
     (tmp_path / "away.py").write_text(text)
     code, words = said("-y", str(tmp_path / "away.py"), "tasks/status.py")
-    assert code == 1 and "0 of 3" not in words and "1 of 3 as asked" in words, words
+    assert code == 1 and "0 of 3" not in words and "1 of 3 hosts ok" in words, words
     assert "gpu-1: no ssh connection: " in words and "gpu-2: out of service: fan" in words
     last = json.loads((ROOT / "reports/last.json").read_text())
     assert {name: row["state"] for name, row in last["hosts"].items()} == {

@@ -54,7 +54,7 @@ def baked(host, document, contents):
 
 def members(host, lock):
     out = io.BytesIO()
-    bake.layer(out, str(host.store / "releases" / lock.id), lock)
+    bake.write_layer(out, str(host.store / "releases" / lock.id), lock)
     out.seek(0)
     return tarfile.open(fileobj=out)
 

@@ -8,7 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tasks.control.tool import tool
+from tasks.control.tool import Tool
 
 
 def changed(source: Path, target: Path, change) -> Path:
@@ -42,7 +42,7 @@ def test_another_python_takes_the_sources(host, tmp_path):
 
 def test_a_tool_that_is_there_is_never_written_again(host, tmp_path):
     before, arrived = host.tool.stat(), tmp_path / "again.pyz"
-    arrived.write_bytes(tool()[1])
+    arrived.write_bytes(Tool().data)
     words = [sys.executable, arrived, "bytecode", "--to", host.tool]
     assert subprocess.run(words, capture_output=True).returncode == 0
     after = host.tool.stat()

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tasks.remote.container import custom as plain
 from tasks.remote.host import probe
 from tasks.shared.errors import Refused
+from tasks.shared.vectors import pack
 
 pytestmark = pytest.mark.integration
 ROWS = [[1.0, 0.0], [0.6, 0.8]]
@@ -45,7 +45,7 @@ def serve():
 
 
 def goldens(queries=("one",)):
-    return {"classes": {"cpu/float32": {"queries": list(queries), "vectors": {"query0": plain.pack(ROWS)}}}}
+    return {"classes": {"cpu/float32": {"queries": list(queries), "vectors": {"query0": pack(ROWS)}}}}
 
 
 def test_the_goldens_own_answer_passes(serve):

@@ -9,10 +9,12 @@ import subprocess
 
 import pytest
 
-from tasks.control import lockfile as locks
-from tasks.control import settings
-from tasks.remote import inspect as look
+from tasks.control.git import files as git_files
+from tasks.control.git import signatures as signed_files
+from tasks.control.git.lockfile import lock_path
+from tasks.control.settings_layers import read_settings
 from tasks.remote.host.records import Records
+from tasks.remote.inspect import machine, release
 from tasks.shared.errors import Refused, describe
 from tasks.shared.lock import lock_text, parse_lock
 from tasks.shared.signatures import writable_by_others
@@ -277,9 +279,9 @@ LOOSE = {
 def test_a_list_that_others_could_change_is_refused_and_seen_in_preflight(host, lock, contents, keys, signers, how):
     host.incoming(contents)
     plant(host, lock, sent(keys, lock))
-    assert writable_by_others(look.signers(str(signers))) == ""
+    assert writable_by_others(machine.signers(str(signers))) == ""
     LOOSE[how](signers)
-    assert str(signers.parent) in writable_by_others(look.signers(str(signers)))
+    assert str(signers.parent) in writable_by_others(machine.signers(str(signers)))
     for error in (
         keep(host, lock, signers, sent(keys, lock), ok=False)["error"],
         admit(host, lock, signers, ok=False)["error"],
@@ -295,7 +297,7 @@ def test_a_list_that_cannot_be_looked_at_is_not_taken_for_none(host, lock, conte
     admit(host, lock, below, ok=False)
     assert activate(host, lock, below)
     untouched(host)
-    assert writable_by_others(look.signers(str(below))) and look.signers(str(signers.with_name("none"))) is None
+    assert writable_by_others(machine.signers(str(below))) and machine.signers(str(signers.with_name("none"))) is None
 
 
 @pytest.mark.parametrize(
@@ -347,53 +349,58 @@ def git(tmp_path, monkeypatch, lock, keys):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(one["text"])
         keygen("-q", "-Y", "sign", "-n", "hf-offline", "-f", keys / "alice", path)
-    return settings.check([("test", {**SETTINGS, "sign": True})])
+    return read_settings([("test", {**SETTINGS, "sign": True})])
 
 
 def test_what_travels_is_what_git_has_byte_for_byte(git, lock, host, signers):
-    locks.check_signed(git, lock)
-    assert locks.unsigned(git, lock) == []
-    travels = locks.signed(git, lock)
+    signed_files.check_signatures(git, lock)
+    assert signed_files.unsigned_files(git, lock) == []
+    travels = signed_files.as_sent(git, lock)
     keep(host, lock, signers, travels)
     passed(host, lock)
-    kept = look.signatures((host.store / "state" / lock.id / "signed.json").read_text())
-    assert kept == locks.signatures(git, True), "so a second deploy sees that this host has them"
+    kept = release.signatures((host.store / "state" / lock.id / "signed.json").read_text())
+    assert kept == signed_files.signatures(git, True), "so a second deploy sees that this host has them"
 
 
 def test_an_unsigned_file_is_refused_before_any_host_is_touched(git, lock):
-    (locks.FOLDER / "lab.goldens.json.sig").unlink()
+    (git_files.FOLDER / "lab.goldens.json.sig").unlink()
     with pytest.raises(Refused) as no:
-        locks.check_signed(git, lock)
+        signed_files.check_signatures(git, lock)
     assert no.value.error["next"] == f"ssh-keygen -Y sign -n hf-offline -f KEY {NAMES['goldens']}"
-    (locks.FOLDER / "lab.json.sig").unlink()
+    (git_files.FOLDER / "lab.json.sig").unlink()
     with pytest.raises(Refused) as no:
-        locks.check_signed(git, lock)
+        signed_files.check_signatures(git, lock)
     assert no.value.error["where"] == f"{NAMES['lock']} and {NAMES['goldens']}"
     off = git.model_copy(update={"sign": False})
-    locks.check_signed(off, lock)
-    assert locks.unsigned(off, lock) == list(NAMES.values()), "and a host that asks for them hears of it all the same"
+    signed_files.check_signatures(off, lock)
+    assert signed_files.unsigned_files(off, lock) == list(NAMES.values()), (
+        "and a host that asks for them hears of it all the same"
+    )
 
 
 @pytest.mark.parametrize("what", NAMES)
 def test_a_file_that_was_changed_after_it_was_signed_is_refused_before_any_host_is_touched(git, lock, what):
-    path = locks.FOLDER / NAMES[what].rpartition("/")[2]
+    path = git_files.FOLDER / NAMES[what].rpartition("/")[2]
     path.write_text(path.read_text() + " ")
     for chosen in (git, git.model_copy(update={"sign": False})):
         with pytest.raises(Refused, match="has a signature that does not fit"):
-            locks.check_signed(chosen, lock)
+            signed_files.check_signatures(chosen, lock)
 
 
 def test_a_signed_lock_in_a_form_of_its_own_is_refused(git, lock, keys):
-    path = locks.FOLDER / "lab.json"
+    path = git_files.FOLDER / "lab.json"
     path.write_text(json.dumps(dict(lock.document)))
-    locks.signature_path(path).unlink()
+    git_files.signature_path(path).unlink()
     keygen("-q", "-Y", "sign", "-n", "hf-offline", "-f", keys / "alice", path)
     with pytest.raises(Refused, match="form of its own"):
-        locks.check_signed(git, lock)
+        signed_files.check_signatures(git, lock)
 
 
 def test_goldens_of_another_release_are_not_asked_for_nor_sent(git, lock):
     later = other(lock)
-    locks.replace(locks.lock_path(git), lock_text(later.document))
-    assert not (locks.FOLDER / "lab.json.sig").exists(), "a new lock has no signature, not an old one"
-    assert locks.unsigned(git, later) == [NAMES["lock"]] and locks.signed(git, later)["goldens"] is None
+    git_files.replace(lock_path(git), lock_text(later.document))
+    assert not (git_files.FOLDER / "lab.json.sig").exists(), "a new lock has no signature, not an old one"
+    assert (
+        signed_files.unsigned_files(git, later) == [NAMES["lock"]]
+        and signed_files.as_sent(git, later)["goldens"] is None
+    )

@@ -10,8 +10,7 @@ import stat
 
 import pytest
 
-from tasks.remote import inspect as look
-from tasks.remote.host import prune, store
+from tasks.remote.host import prune, releases, uses, verify
 from tasks.shared import layout
 from tasks.shared.errors import Refused
 from tasks.shared.lock import parse_lock
@@ -167,16 +166,16 @@ def test_a_release_that_still_has_a_rotten_file_is_not_intact(host, document, lo
     host.run("store", "ready", document=document)
     admit(host, document)
     assert host.run("store", "verify", document=document)["wrong"] == []
-    assert (host.store / "state/recreate").exists(), "whoever mapped the old file must be made anew"
+    assert (host.store / "state/recreate").exists(), "whoever mapped the old file must be recreated"
 
 
 def test_a_sample_is_a_share_of_the_bytes_not_of_the_names():
     sizes = {**dict.fromkeys(map(str, range(99)), 1), "model": 10_000}
     for percent in (1, 50):
-        chosen = store.sample(list(sizes), sizes, percent)
+        chosen = verify.random_sample(list(sizes), sizes, percent)
         assert "model" in chosen and len(set(chosen)) == len(chosen)
     quarters = dict.fromkeys("abcd", 5)
-    assert len(store.sample(list(quarters), quarters, 50)) == 2
+    assert len(verify.random_sample(list(quarters), quarters, 50)) == 2
 
 
 def test_admit_makes_the_folder_of_a_releases_state_again(host, document, lock, contents):
@@ -185,32 +184,6 @@ def test_admit_makes_the_folder_of_a_releases_state_again(host, document, lock, 
     shutil.rmtree(host.store / "state" / lock.id)
     admit(host, document)
     assert (host.store / "state" / lock.id).is_dir()
-
-
-def test_a_look_names_what_is_gone_from_a_release_though_its_blobs_are_there(host, document, lock, contents):
-    admit(fill(host, contents), document)
-    assert look.store(str(host.store))["lost"] == {}
-    model = lock.models[1]
-    top = host.store / "releases" / lock.id / "hub" / model.folder
-    (top / "blobs" / model.files["model.safetensors"].etag).unlink()
-    (top / "refs/main").chmod(0o644)
-    (top / "refs/main").write_text("b")
-    gone = [f"{model.repo}/refs/main", f"{model.repo}/snapshots/{model.commit}/model.safetensors"]
-    assert look.store(str(host.store))["lost"] == {lock.id: gone}
-    assert set(lock.blobs()) <= set(look.store(str(host.store))["blobs"])
-
-
-def test_a_look_names_what_is_another_file_than_the_stores_blob(host, document, lock, contents):
-    admit(fill(host, contents), document)
-    model = lock.models[1]
-    file = model.files["model.safetensors"]
-    blob = host.store / "releases" / lock.id / "hub" / model.folder / "blobs" / file.etag
-    blob.parent.chmod(0o755)
-    blob.unlink()
-    blob.write_bytes(b"x" * file.size)
-    assert look.store(str(host.store))["lost"] == {
-        lock.id: [f"{model.repo}/snapshots/{model.commit}/model.safetensors"]
-    }
 
 
 def test_what_is_linked_to_bytes_that_nobody_hashed_is_not_proven_any_more(host, document, lock, contents):
@@ -302,22 +275,26 @@ def test_the_lock_of_another_release_is_not_believed(host, document, lock, conte
     path.chmod(0o644)
     mine = path.read_text()
     path.write_text((host.store / "releases" / other.id / "lock.json").read_text())
-    for name in ("containers", "opened", "bound"):  # what this machine's own processes have open is no matter here
-        monkeypatch.setattr(prune, name, lambda *words: [])
+    for name in (
+        "containers",
+        "open_paths",
+        "mounted_paths",
+    ):  # what this machine's own processes have open is no matter here
+        monkeypatch.setattr(uses, name, lambda *words: [])
     with pytest.raises(Refused, match=f"another release's lock.*found {other.short}") as no:
         prune.plan(str(host.store), 1, {})
-    assert no.value.error["where"] == str(path) and store.tree_of(str(host.store), lock.id) is None
+    assert no.value.error["where"] == str(path) and releases.tree_of(str(host.store), lock.id) is None
     path.write_text(mine)
-    assert len(prune.plan(str(host.store), 1, {})["releases"]) == 1 and store.tree_of(str(host.store), lock.id)
+    assert len(prune.plan(str(host.store), 1, {}).releases) == 1 and releases.tree_of(str(host.store), lock.id)
 
 
 def test_prune_refuses_where_what_serves_has_lost_its_directory(host, document, lock, contents, monkeypatch):
     """A container may have it mounted as it stands aside, and nobody knows its blobs."""
     admit(fill(host, contents), document)
-    for name in ("containers", "opened", "bound"):
-        monkeypatch.setattr(prune, name, lambda *words: [])
+    for name in ("containers", "open_paths", "mounted_paths"):
+        monkeypatch.setattr(uses, name, lambda *words: [])
     (host.store / "current").write_text(f"{lock.id}\n")
-    assert not prune.plan(str(host.store), 1, {})["blobs"], "the control"
+    assert not prune.plan(str(host.store), 1, {}).blobs, "the control"
     root = host.store / "releases" / lock.id
     root.rename(root.with_name(f".{lock.id}.1.aside"))
     with pytest.raises(Refused, match="is missing, though it serves"):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 
 import pytest
 
-from tasks.control import settings
+from tasks.control import opening
+from tasks.control.settings import GROUPS, Settings, table
+from tasks.control.settings_layers import image_name, read_settings
 from tasks.remote.container import families
 from tasks.shared.errors import Refused
 
 
 def check(values, **more):
-    return settings.check([("group_data/all.py", {**values, **more})])
+    return read_settings([("group_data/all.py", {**values, **more})])
 
 
 def test_the_defaults_are_enough(values):
@@ -21,12 +24,12 @@ def test_the_defaults_are_enough(values):
 
 
 def test_the_stronger_layer_wins(values):
-    found = settings.check([("--data", {"dtype": "float32"}), ("group_data/all.py", {**values, "dtype": "float16"})])
+    found = read_settings([("--data", {"dtype": "float32"}), ("group_data/all.py", {**values, "dtype": "float16"})])
     assert found.dtype == "float32"
 
 
 def test_what_pyinfra_reads_itself_is_left_alone(values):
-    check(values, ssh_user="root", _sudo=True)
+    assert check(values, ssh_user="root", _sudo=True) == check(values)
 
 
 def test_an_argument_of_pyinfra_that_would_defeat_the_gates_is_refused(values):
@@ -102,21 +105,16 @@ def test_a_missing_key_is_named(values, key):
     ],
 )
 def test_image_names(source, name):
-    assert settings.image_name(source) == name
+    assert image_name(source) == name
 
 
 def test_the_families_are_those_that_the_smoke_test_can_load():
-    known = set(typing.get_args(settings.Settings.model_fields["family"].annotation))
-    assert known == {*families.FAMILIES, "plain"}
-
-
-@pytest.mark.parametrize(("text", "count"), [("64GB", 64 * 10**9), ("1.5MB", 1_500_000), ("2kB", 2000)])
-def test_sizes_of_drives_are_decimal(text, count):
-    assert settings.in_bytes(text) == count
+    known = set(typing.get_args(Settings.model_fields["family"].annotation))
+    assert known == {*families.FAMILIES, "custom"}
 
 
 def test_every_setting_is_described():
-    assert all(field.description for field in settings.Settings.model_fields.values())
+    assert all(field.description for field in Settings.model_fields.values())
 
 
 @pytest.mark.parametrize(
@@ -139,15 +137,52 @@ def test_what_is_wrong_is_said_in_words_of_the_setting(values, more, said):
 
 def test_digits_on_the_command_line_are_to_be_quoted(values):
     with pytest.raises(Refused) as no:
-        settings.check([("--data", {"release": 1234}), ("group_data/all.py", values)])
-    assert str(no.value).endswith("""in quotes, --data 'release="…"'"""), "and 0123 is not taken for 123"
-    with pytest.raises(Refused, match=r"expected a valid boolean, found 1\. Next: README, Settings"):
-        settings.check([("--data", {"update": 1}), ("group_data/all.py", values)])
+        read_settings([("--data", {"release": 1234}), ("group_data/all.py", values)])
+    assert str(no.value).endswith("""in quotes: --data 'release="…"'"""), "and 0123 is not taken for 123"
+    with pytest.raises(Refused, match=r"expected a valid boolean, found 1\. Next: docs/settings\.md"):
+        read_settings([("--data", {"update": 1}), ("group_data/all.py", values)])
 
 
 def test_a_value_that_stands_nowhere_names_the_files_where_it_could(values):
     del values["lock"]
     with pytest.raises(
-        Refused, match=r"^group_data/prod.py or group_data/all.py: lock stands nowhere; expected the lock's"
+        Refused, match=r"^group_data/prod.py or group_data/all.py: lock is not set; expected the lock's"
     ):
-        settings.check([("inventories/prod.py: gpu-01", {}), ("group_data/prod.py", values), ("group_data/all.py", {})])
+        read_settings([("inventories/prod.py: gpu-01", {}), ("group_data/prod.py", values), ("group_data/all.py", {})])
+
+
+# ---------------------------------------------------------------------------------------------------------- the manual
+
+
+def test_every_setting_stands_in_exactly_one_group_of_the_manual():
+    places: dict[str, list[str]] = {}
+    title = ""
+    for line in table().splitlines():
+        if line.startswith("## "):
+            title = line.removeprefix("## ")
+        elif line.startswith("| `"):
+            places.setdefault(line.split("`")[1], []).append(title)
+    assert {name: len(titles) for name, titles in places.items()} == dict.fromkeys(Settings.model_fields, 1)
+    assert {titles[0] for titles in places.values()} == set(GROUPS.values()) and "" not in places.values()
+
+
+def test_every_group_begins_with_a_setting_that_there_is():
+    assert set(GROUPS) <= set(Settings.model_fields)
+
+
+def test_what_is_one_for_all_hosts_or_for_one_command_is_a_setting():
+    known = set(Settings.model_fields)
+    assert set(opening.ONE_FOR_ALL) <= known and len(set(opening.ONE_FOR_ALL)) == len(opening.ONE_FOR_ALL)
+    assert set(opening.FOR_ONE_COMMAND) <= known
+
+
+def test_a_setting_of_one_command_names_a_command_that_there_is_and_stands_in_that_group():
+    root = Path(__file__).parents[3]
+    assert all((root / command).is_file() for command in opening.FOR_ONE_COMMAND.values())
+    order = list(Settings.model_fields)
+    first = next(key for key, title in GROUPS.items() if title == "For one command, as --data")
+    assert set(order[order.index(first) :]) == set(opening.FOR_ONE_COMMAND)
+
+
+def test_a_default_is_shown_as_it_is_written():
+    assert "| `waves` | `[1, '100%']` |" in table() and "| `lock` | **required** |" in table()

@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from tasks.control.waves import waves
 from tasks.shared import layout
 from tasks.shared.blobs import missing_blobs, split_blob
 from tasks.shared.errors import Refused, describe
@@ -189,29 +188,6 @@ def test_refs_have_no_newline_and_absent_names_have_markers(lock):
 
 def test_the_image_tag_is_unique_to_its_digest(lock):
     assert lock.image.tag == f"docai/backend:1.0-{lock.image.manifest.sha256[:12]}"
-
-
-@pytest.mark.parametrize(
-    ("count", "sizes", "expected"),
-    [
-        (5, [1, "100%"], [1, 4]),
-        (10, [1, "10%", "100%"], [1, 1, 8]),
-        (3, [1], [1, 1, 1]),
-        (0, [1], []),
-        (4, ["50%"], [2, 2]),
-        (1, [5], [1]),
-    ],
-)
-def test_waves_hold_every_host_once_and_in_order(count, sizes, expected):
-    hosts = [f"gpu{i}" for i in range(count)]
-    plan = waves(hosts, sizes)
-    assert [len(wave) for wave in plan] == expected
-    assert [name for wave in plan for name in wave] == hosts
-
-
-def test_a_hosts_own_wave_comes_first_by_its_number():
-    plan = waves(["a", "b", "c", "d"], [1], {"c": 2, "d": 1, "gone": 1})
-    assert plan == [["d"], ["c"], ["a"], ["b"]]
 
 
 def changed(document, **more):

@@ -1,0 +1,1 @@
+"""The files that the control machine keeps in git: the lock, the goldens, their signatures."""
