@@ -18,7 +18,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from tasks.control import inspection
-from tasks.remote.inspect import container, stack
+from tasks.remote.inspect import container, egress, stack
 from tasks.remote.inspect import store as inspecting
 from tasks.shared.facts import HostFacts
 from tests.lab.images import BACKEND, answers
@@ -294,9 +294,9 @@ def test_dropped_targets_and_a_silent_resolver_cost_as_much_as_one_target(tmp_pa
     found = json.loads(done.stdout)
     assert all(right for _, right in found.values()), "what answers is seen, and nothing else"
     cost = {name: seconds for name, (seconds, _) in found.items()}
-    assert cost["one"] > 2 * cost["none"], "the control: a dropped target is waited for"
-    for name in ("many", "names", "all"):
-        assert cost[name] < 1.5 * cost["one"], cost
+    assert cost["one"] >= egress.DEADLINE, "the control: a dropped target is waited for"
+    for name in ("many", "names", "all"):  # one after the other they would cost eight or ten times as much
+        assert cost[name] < 3 * cost["one"], cost
 
 
 def test_a_target_that_is_none_answers_nothing(host):
