@@ -1,4 +1,4 @@
-"""Bring every GPU host to the locked release, or leave it exactly where it was.
+"""Bring every GPU host to the locked release, or leave it where it was.
 
     pyinfra -y inventories/prod.py deploy.py
 

@@ -157,7 +157,7 @@ class Settings(Strict):
     )
     probe: Probe | None = Field(
         None,
-        description="An embedding through the running service: `url`, `body`, `answer`, `at_least`. See docs/rollouts.md.",
+        description="An embedding through the running service: `url`, `body`, `answer`, `at_least`. See docs/production.md.",
     )
     verify_max_age: Annotated[int, Field(ge=0)] = Field(
         604800, description="Seconds. Before a switch, a release is hashed again when its last hash is older."
@@ -167,7 +167,7 @@ class Settings(Strict):
     )
     # Rollout
     waves: list[Wave] = Field(
-        [1, "100%"], min_length=1, description="Hosts that are switched together: numbers, or shares of the fleet."
+        [1, "100%"], min_length=1, description="Hosts that are switched together: numbers, or shares of the hosts."
     )
     wave: Annotated[int, Field(gt=0)] | None = Field(
         None, description="On a host: its wave, from 1. Hosts without one follow those with one."

@@ -53,7 +53,7 @@ class State(Enum):
     UNSIGNED = ("unsigned", False, "The goldens are new and not signed.", "Sign them, commit, deploy again.")
     DAMAGED = ("damaged", False, "Some bytes are not as locked.", "Deploy again: it repairs them.")
     DRIFTED = ("drifted", False, "What runs is not what was confirmed.", "Deploy again, or see the reason.")
-    WITHDRAWN = ("withdrawn", False, "The switch was undone. The old release serves.", "Read the reason, run again.")
+    WITHDRAWN = ("withdrawn", False, "The switch was undone. The old release serves.", "Read the reason first.")
     NOT_WITHDRAWN = ("not withdrawn", False, "The host should have gone back and did not.", "See tasks/status.py.")
     FROZEN = ("frozen", False, "Going back failed too. Nothing more is tried.", "Fix the service by hand.")
     UNKNOWN = ("unknown", False, "The host did not answer after its switch began.", "See tasks/status.py.")
