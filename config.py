@@ -1,6 +1,6 @@
 """pyinfra reads this first. It corrects three exit codes that would be 0, and prints a table where pyinfra prints none.
 
-They are: a --limit that matches no host (a typing error), a --dry that found something bad, and a host that the report
+They are: a --limit or an inventory that gives no host (a typing error), a --dry that found something bad, and a host that the report
 calls failed where no operation failed.
 """
 
@@ -33,9 +33,9 @@ def correct_exit_code() -> None:
     if ended_early and unreached.hosts:
         recorder = opening.report_unreachable()
     bad = bool(recorder and recorder.failed)
-    if recorder is None and ended_early and command_line.has_limit:
-        what = "was not run for any host; is there a typing error in --limit?"
-        print(f"{command_line.commands[0]}: {what}", file=sys.stderr)
+    if recorder is None and ended_early:
+        where = "--limit" if command_line.has_limit else command_line.inventory
+        print(f"{command_line.commands[0]}: was not run for any host. Next: correct {where}", file=sys.stderr)
         bad = True
     if bad:
         sys.stdout.flush()

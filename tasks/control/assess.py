@@ -37,7 +37,9 @@ def inspect(me: HostRun) -> None:
     if me.inspected:
         return
     found = me.target.get_fact(Inspection, question=question(me))
-    me.python = list(found["python"]) if found and found["python"] else None
+    if found and (python := found["python"]):  # an answer of another form is no inspection
+        me.python = list(python) if isinstance(python, list | tuple) and all(type(n) is int for n in python) else None
+        found = found if me.python else None
     if found and "store" in found:
         try:
             me.facts = FACTS.validate_json(json.dumps(found), strict=True)

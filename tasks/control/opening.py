@@ -59,7 +59,8 @@ class About(Enum):
 
 def recorder_of(state: Any) -> Recorder | None:
     """The recorder of the run that is open, or None."""
-    return next((each for each in state.callback_handlers if isinstance(each, Recorder)), None)
+    # pyinfra has no state yet where the inventory does not load.
+    return next((each for each in getattr(state, "callback_handlers", []) if isinstance(each, Recorder)), None)
 
 
 def open_run(
@@ -82,6 +83,7 @@ def _open(
 ) -> Recorder:
     unreached().command_began = True
     command_line = CommandLine(tuple(sys.argv[1:]))
+    _refuse_several(command_line)
     _refuse_flags(command_line)
     _refuse_limits(command_line)
     _refuse_data(command_line)
@@ -108,6 +110,13 @@ def as_pyinfra_error(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def _refuse_several(command_line: CommandLine) -> None:
+    """One command is one run: a second one on the line would work in the first one's run, without its own checks."""
+    if len(command_line.commands) > 1:
+        found = ", ".join(command_line.commands)
+        raise PyinfraError(f"one command at a time; found {found}. Next: {command_line.commands[0]}, then the others")
 
 
 def _refuse_flags(command_line: CommandLine) -> None:

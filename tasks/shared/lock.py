@@ -12,6 +12,7 @@ from tasks.shared.errors import Refused
 from tasks.shared.names import COMMIT, IMAGE, REPO, SHA256, check_path, check_paths, is_included
 
 FORMAT = 1
+LARGEST = 2**53  # bytes of one file: no disk is larger, and every JSON reader has the number exactly
 ROLES = ("adapter", "base", "full")
 # How a release reaches the service: the host's cache mounted, a layer of the image, or loaded by the host itself.
 DELIVERIES = ("mount", "bake", "online")
@@ -261,7 +262,7 @@ def _model(entry: Mapping[str, Any], where: str) -> Model:
     for path in check_paths(entry["files"]):
         spec = entry["files"][path]
         _expect(f"{where}: {path!a}", path, is_included(path), "a file that a release takes")
-        _expect(f"{where}: {path}", spec, type(spec["size"]) is int and spec["size"] >= 0, "a size in bytes")
+        _expect(f"{where}: {path}", spec, type(spec["size"]) is int and 0 <= spec["size"] <= LARGEST, "a size in bytes")
         _expect(f"{where}: {path}", spec["sha256"], bool(SHA256.fullmatch(spec["sha256"])), "a sha256")
         lfs = spec["etag"] == spec["sha256"]
         _expect(f"{where}: {path}", spec["etag"], lfs or bool(COMMIT.fullmatch(spec["etag"])), "an etag of the Hub")
@@ -279,7 +280,12 @@ def _image(entry: Mapping[str, Any], where: str) -> Image:
     def blob(spec: Mapping[str, Any]) -> Blob:
         digest = spec["digest"]
         _expect(f"{where}: image", digest, digest[:7] == "sha256:" and bool(SHA256.fullmatch(digest[7:])), "sha256:…")
-        _expect(f"{where}: image", spec["size"], type(spec["size"]) is int and spec["size"] > 0, "a size in bytes")
+        _expect(
+            f"{where}: image",
+            spec["size"],
+            type(spec["size"]) is int and 0 < spec["size"] <= LARGEST,
+            "a size in bytes",
+        )
         return Blob(digest[7:], spec["size"])
 
     _expect(f"{where}: image.name", entry["name"], bool(IMAGE.fullmatch(entry["name"])), "an image name with a tag")

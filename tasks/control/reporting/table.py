@@ -85,7 +85,7 @@ CONTENTS = (STATE, count("blobs", "blob_count", str), count("hashed", "hashed_by
 
 def show(document: Document, columns: Sequence[Column], where: str = "") -> None:
     """Print the table, the reasons, the lines about many hosts, and where the report is."""
-    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 150, highlight=False)
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 150, highlight=False, emoji=False)
     hosts = document.hosts
     order = sorted(hosts, key=lambda name: (not hosts[name].good, hosts[name].role != "bastion"))
     title = f"release {printable(document.release[:12])}" if document.release else None

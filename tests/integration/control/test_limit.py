@@ -52,6 +52,21 @@ def test_an_inventory_that_is_misspelt_is_no_host_to_connect_to():
     assert code == 1 and "there is no such inventory" in text and "inventories/prod.py" in text
 
 
+@pytest.mark.parametrize("text", ["", "x = [\n", "import sys; sys.exit(0)\n"])
+def test_an_inventory_without_hosts_is_no_success(tmp_path, text):
+    """Empty, or broken: pyinfra shows where it is broken, and we add no traceback of ours."""
+    file = tmp_path / "none.py"
+    file.write_text(text)
+    code, text = said("-y", str(file), "deploy.py")
+    assert code == 1 and f"was not run for any host. Next: correct {file}" in text, text
+    assert "callback_handlers" not in text, text
+
+
+def test_two_commands_on_a_line_are_refused(here):
+    code, text = said("-y", here, "tasks/contents.py", "tasks/prune.py")
+    assert code == 1 and "one command at a time" in text and "raceback" not in text, text
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -71,6 +71,12 @@ def test_what_cannot_be_read_is_no_empty_host(lab, me, lock, found):
     assert me.facts is None and me.plan is None
 
 
+@pytest.mark.parametrize("python", [5, "x", ["a", "b"], [3, True]])
+def test_a_version_of_another_form_is_no_inspection(lab, me, python):
+    me.target.facts = {"python": python}
+    assert assess.problems(lab.run, me, None) == [NOT_INSPECTED]
+
+
 @pytest.mark.parametrize(("python", "said"), [(None, "python3 is missing"), ([3, 8, 1], "python3 is 3.8.1")])
 def test_a_host_whose_python_is_too_old_is_told_that_alone(lab, me, lock, python, said):
     me.target.facts = {"python": python}

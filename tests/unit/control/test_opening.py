@@ -182,6 +182,16 @@ def test_an_inventory_has_one_bastion_or_is_refused_in_words(opened, bastions):
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
+def test_two_commands_are_two_runs(opened):
+    opened(words=("-y", "inventories/prod.py", "tasks/status.py", "tasks/prune.py"))
+    with pytest.raises(PyinfraError, match=r"one command at a time; found tasks/status\.py, tasks/prune\.py\. Next: "):
+        open_run()
+
+
+def test_no_run_is_open_where_the_inventory_did_not_load():
+    assert opening.recorder_of(object()) is None
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -137,6 +137,8 @@ def broken(document, path, value):
         (["models", 0, "files", "../x.json"], {"size": 1, "sha256": "0" * 64, "etag": "0" * 64}, "no safe file name"),
         (["models", 1, "files", "config.json", "size"], -1, "a size in bytes"),
         (["models", 1, "files", "config.json", "size"], True, "a size in bytes"),
+        (["models", 1, "files", "config.json", "size"], 2**53 + 1, "a size in bytes"),
+        (["image", "layers", 0, "size"], 2**53 + 1, "a size in bytes"),
         (["models", 1, "files", "config.json", "sha256"], "abc", "a sha256"),
         (["models", 1, "files", "config.json", "etag"], "abc", "an etag"),
         (["image", "name"], "Docai:1", "an image name"),

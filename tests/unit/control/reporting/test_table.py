@@ -118,3 +118,9 @@ def test_a_host_that_was_not_readmitted_shows_it_beside_its_state():
 def test_the_table_goes_where_errors_go(said, capsys):
     said({"a": row()})
     assert capsys.readouterr().out == "" and sys.stderr is not None
+
+
+def test_a_command_to_paste_is_printed_as_it_was_typed(said):
+    """Rich would make an emoji of `:x:`."""
+    command = "pyinfra -y inventories/prod.py deploy.py --data image=docker-daemon:x:1"
+    assert command in said({"a": row()}, retry=command)
