@@ -15,12 +15,10 @@ from tasks.control.rules.states import State
 from tasks.control.run import Run
 from tasks.control.tool import call, fail, probe_document, put_file, service_options
 from tasks.control.who import who
+from tasks.shared.deadlines import COMMAND, REVERT
 from tasks.shared.errors import Refused, describe
 from tasks.shared.lock import Lock
 from tasks.shared.spaces import embedding_space
-
-REVERT = 300  # seconds at least that a host may take to put the old release back
-COMMANDS = 300  # seconds at most for the operator's drain, and for their readmit
 
 
 def switch(run: Run, me: HostRun, lock: Lock, override: str, why: str, previous: str | None = None) -> bool:
@@ -30,7 +28,7 @@ def switch(run: Run, me: HostRun, lock: Lock, override: str, why: str, previous:
     """
     check_lease(run, me)
     settings = me.settings
-    back = max(settings.health_deadline, REVERT) + COMMANDS  # seconds that going back may take
+    back = max(settings.health_deadline, REVERT) + COMMAND  # seconds that going back may take
     warn_of_earlier_switch(me, settings.soak + settings.confirm_deadline + back)
     document = {
         "who": who(),
@@ -47,7 +45,7 @@ def switch(run: Run, me: HostRun, lock: Lock, override: str, why: str, previous:
         "activate",
         document=document,
         # Longer than the host itself takes at most (switch/detached.py): its own word is better than a cut line.
-        deadline=2 * settings.health_deadline + settings.soak + back + 2 * COMMANDS,
+        deadline=2 * settings.health_deadline + settings.soak + back + 2 * COMMAND,
         release=lock.id,
         **service_options(me),
         within=settings.health_deadline,

@@ -18,8 +18,8 @@ from tasks.remote.host.switch.activation import activate
 from tasks.remote.host.switch.confirmation import Announce, switching_lock
 from tasks.remote.host.switch.outcome import UNKNOWN, Outcome
 from tasks.remote.host.switch.request import Request
-from tasks.remote.host.switch.revert import AT_LEAST
-from tasks.remote.host.switch.settle import COMMAND, is_readmitted
+from tasks.remote.host.switch.settle import is_readmitted
+from tasks.shared.deadlines import COMMAND, REVERT
 from tasks.shared.errors import Refused
 
 
@@ -38,7 +38,7 @@ def activate_detached(request: Request) -> dict[str, Any]:
         finally:
             os._exit(0)
     os.close(writing)
-    longest = 2 * request.within + request.soak + AT_LEAST + 2 * COMMAND + 120
+    longest = 2 * request.within + request.soak + REVERT + 2 * COMMAND + 120
     line = read_line(reading, time.monotonic() + longest)
     if line is not None:
         answer: dict[str, Any] = json.loads(line)
@@ -90,7 +90,7 @@ def run_activation(request: Request, pipe: int) -> None:
 
     try:
         # An activation whose controller died puts the old release back after a while. This one waits for that.
-        longest = request.confirm + AT_LEAST + COMMAND
+        longest = request.confirm + REVERT + COMMAND
         with hold_lock(switching_lock(request.store), "is being switched", within=longest):
             answer = try_activation(request, announce, tokens)
             if tokens:

@@ -15,8 +15,8 @@ from tasks.remote.host.records import Records
 from tasks.remote.host.service import Service, is_port_lost, restart_engine
 from tasks.remote.host.switch.outcome import ACTIVE, FROZEN, WITHDRAWN, Outcome
 from tasks.remote.host.switch.settle import confirm, finish, is_readmitted
+from tasks.shared.deadlines import REVERT
 
-AT_LEAST = 300  # seconds for the way back: a short deadline is meant for the new release, not for the old one
 TRIES = 3  # what a power cut leaves of a container can make Compose fail once
 
 
@@ -38,7 +38,7 @@ def revert(records: Records, intent: Intent) -> Outcome:
     """Put back what was before the switch. When that fails too, freeze the host: nothing more is tried on it."""
     records.note("revert", to=intent.before)
     service = intent.place.find()
-    until = time.monotonic() + max(intent.within, AT_LEAST)
+    until = time.monotonic() + max(intent.within, REVERT)
     failures = 0
     while True:
         try:

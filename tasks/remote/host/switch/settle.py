@@ -11,9 +11,8 @@ from tasks.remote.common.files import read_record, read_text, remove, write_file
 from tasks.remote.host.intent import Intent
 from tasks.remote.host.records import Records
 from tasks.remote.host.switch.outcome import ACTIVE, Outcome
+from tasks.shared.deadlines import COMMAND
 from tasks.shared.errors import Refused
-
-COMMAND = 300  # seconds at most for the operator's drain, and for their readmit
 
 
 def run_command(what: str, words: str | None) -> None:
