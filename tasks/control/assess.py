@@ -30,6 +30,7 @@ from tasks.shared.signatures import SIGNERS
 from tasks.shared.spaces import embedding_space
 
 FACTS = TypeAdapter(HostFacts)
+VERSION = TypeAdapter(list[int] | None)
 
 
 def inspect(me: HostRun) -> None:
@@ -37,19 +38,18 @@ def inspect(me: HostRun) -> None:
     if me.inspected:
         return
     found = me.target.get_fact(Inspection, question=question(me))
-    if found and (python := found["python"]):  # an answer of another form is no inspection
-        me.python = list(python) if isinstance(python, list | tuple) and all(type(n) is int for n in python) else None
-        found = found if me.python else None
-    if found and "store" in found:
+    if found:
         try:
-            me.facts = FACTS.validate_json(json.dumps(found), strict=True)
+            me.python = VERSION.validate_json(json.dumps(found["python"]), strict=True)
+            me.asked = True
+            if "store" in found:
+                me.facts = FACTS.validate_json(json.dumps(found), strict=True)
         except ValidationError as error:
             logger.error(f"    [{me.name}] the inspection is not as expected: {error.errors()[0]}")
     if me.facts:
         me.tools = list(me.facts.store.tools)
         me.space = space_on_host(me.facts)
     show_facts(me)
-    me.asked = found is not None
     me.inspected = True
 
 

@@ -116,7 +116,8 @@ def _refuse_several(command_line: CommandLine) -> None:
     """One command is one run: a second one on the line would work in the first one's run, without its own checks."""
     if len(command_line.commands) > 1:
         found = ", ".join(command_line.commands)
-        raise PyinfraError(f"one command at a time; found {found}. Next: {command_line.commands[0]}, then the others")
+        what = f"one command at a time; found {found}. Next: {command_line.commands[0]}, then the others"
+        raise PyinfraError(command_line.complete(what))
 
 
 def _refuse_flags(command_line: CommandLine) -> None:

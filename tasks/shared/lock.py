@@ -262,7 +262,7 @@ def _model(entry: Mapping[str, Any], where: str) -> Model:
     for path in check_paths(entry["files"]):
         spec = entry["files"][path]
         _expect(f"{where}: {path!a}", path, is_included(path), "a file that a release takes")
-        _expect(f"{where}: {path}", spec, type(spec["size"]) is int and 0 <= spec["size"] <= LARGEST, "a size in bytes")
+        _expect(f"{where}: {path}", spec, _is_size(spec["size"], 0), "a size in bytes")
         _expect(f"{where}: {path}", spec["sha256"], bool(SHA256.fullmatch(spec["sha256"])), "a sha256")
         lfs = spec["etag"] == spec["sha256"]
         _expect(f"{where}: {path}", spec["etag"], lfs or bool(COMMIT.fullmatch(spec["etag"])), "an etag of the Hub")
@@ -280,17 +280,16 @@ def _image(entry: Mapping[str, Any], where: str) -> Image:
     def blob(spec: Mapping[str, Any]) -> Blob:
         digest = spec["digest"]
         _expect(f"{where}: image", digest, digest[:7] == "sha256:" and bool(SHA256.fullmatch(digest[7:])), "sha256:…")
-        _expect(
-            f"{where}: image",
-            spec["size"],
-            type(spec["size"]) is int and 0 < spec["size"] <= LARGEST,
-            "a size in bytes",
-        )
+        _expect(f"{where}: image", spec["size"], _is_size(spec["size"], 1), "a size in bytes")
         return Blob(digest[7:], spec["size"])
 
     _expect(f"{where}: image.name", entry["name"], bool(IMAGE.fullmatch(entry["name"])), "an image name with a tag")
     layers = tuple(blob(spec) for spec in entry["layers"])
     return Image(entry["name"], entry["media_type"], blob(entry["manifest"]), blob(entry["config"]), layers)
+
+
+def _is_size(found: Any, at_least: int) -> bool:
+    return type(found) is int and at_least <= found <= LARGEST
 
 
 def _expect(where: str, found: Any, fine: bool, expected: str) -> None:
